@@ -1,0 +1,58 @@
+/* The packed layout: geometry and addresses. Stated once here; tmac_llm/packed/tiles.py states it again and a test
+ * compares the two.
+ *
+ * A matrix is a sequence of row blocks of 64 rows; each block is one forward stream:
+ *
+ *   block  = segment[0] .. segment[S-1] | row tail          S = k_padded / segment_columns
+ *   segment (segment_columns = group_size, or 128 where group_size is 0)
+ *          = step[0] .. step[segment_columns/32 - 1] | group tail
+ *   step   (32 columns) = vector[0] .. vector[bits-1], each 4 tiles x 64 bytes = 256 bytes
+ *   tile   (16 rows x 4 k-groups of 4 columns, 64 bytes): byte r*4 + g belongs to row r of the tile, k-group g
+ *
+ *   A step has two quads of 16 columns (4 k-groups each): quad 0 = columns 0..15, quad 1 = columns 16..31.
+ *   vector 2p     quad 0: low nibble = plane 2p, high nibble = plane 2p+1        p = 0 .. bits/2 - 1
+ *   vector 2p + 1 quad 1: low nibble = plane 2p, high nibble = plane 2p+1
+ *   last vector of odd bits: plane bits-1, low nibble = quad 0, high nibble = quad 1
+ *
+ *   nibble: bit j is the plane's bit of column 4*g + j of the quad (first column in the least significant bit).
+ *
+ *   group tail (group_size > 0): float16 scales[64], then float16 zeros[64] where has_zeros
+ *   row tail   (group_size = 0): float32 scales[64], then float32 zeros[64] where has_zeros
+ *
+ * k is padded to a multiple of 128, m to a multiple of 64; padding has code 0 and scale 0. An instruction set may
+ * re-order bytes and nibbles within one step in memory (its `reorder` operation); nothing else moves.
+ *
+ * Tables (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of four
+ * 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
+ *   TMAC_TABLES_INT8:  [k_padded/16][n][64]     int8, rounded to the segment's scale
+ *   TMAC_TABLES_EXACT: [k_padded/16][n][2][64]  int8 pair lo, hi with sum = 32*hi + lo, -16 <= lo <= 15
+ */
+#ifndef TMAC_LAYOUT_H
+#define TMAC_LAYOUT_H
+#include "tmac.h"
+
+enum {
+    TILE_BYTES = 64,
+    TILES_PER_BLOCK = 4,
+    VECTOR_BYTES = TILE_BYTES * TILES_PER_BLOCK, /* one vector of a step, all four tiles */
+    QUAD_COLUMNS = 16,
+    TABLE_BYTES = 64, /* tables of one quad, one token */
+    EXACT_SPLIT = 32  /* sum = EXACT_SPLIT * hi + lo */
+};
+
+static inline int32_t tmac_segment_columns(const tmac_shape *s) { return s->group_size ? s->group_size : 128; }
+static inline int32_t tmac_padded_k(const tmac_shape *s) { return (s->k + 127) / 128 * 128; }
+static inline int32_t tmac_n_blocks(const tmac_shape *s) { return (s->m + 63) / 64; }
+static inline int32_t tmac_n_segments(const tmac_shape *s) { return tmac_padded_k(s) / tmac_segment_columns(s); }
+static inline int32_t tmac_steps_per_segment(const tmac_shape *s) { return tmac_segment_columns(s) / 32; }
+static inline int64_t tmac_segment_bytes(const tmac_shape *s)
+{
+    int64_t tail = s->group_size ? 64 * 2 * (1 + s->has_zeros) : 0;
+    return (int64_t)tmac_steps_per_segment(s) * s->bits * VECTOR_BYTES + tail;
+}
+static inline int64_t tmac_block_bytes(const tmac_shape *s)
+{
+    int64_t tail = s->group_size ? 0 : 64 * 4 * (1 + s->has_zeros);
+    return tmac_n_segments(s) * tmac_segment_bytes(s) + tail;
+}
+#endif
