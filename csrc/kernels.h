@@ -16,6 +16,9 @@
 #define TMAC_KERNELS_H
 #include "layout.h"
 
+/* Below it 127 / a would overflow; such a segment (activations under 1e-36) gets tables of zeros. */
+#define TMAC_TABLE_AMAX_MIN 0x1p-119f
+
 /* Tables of n tokens, made by lut_build / lut_build_exact. */
 typedef struct {
     int32_t n;               /* tokens */
@@ -39,7 +42,7 @@ typedef struct {
 
     /* Tables of token t for segments [segment_begin, segment_end): x points at column 0, columns >= k count as 0.
      * Per segment: a = max over its k-groups of (|x0|+|x1|)+(|x2|+|x3|); half_scale = 0.5f * (a / 127); inverse =
-     * a > 0 ? 127 / a : 0; entry = rint((((s0 x0) + (s1 x1)) + ((s2 x2) + (s3 x3))) * inverse);
+     * a >= TMAC_TABLE_AMAX_MIN ? 127 / a : 0; entry = rint((((s0 x0) + (s1 x1)) + ((s2 x2) + (s3 x3))) * inverse);
      * sums: 16 float lanes, lane j adds the columns congruent j mod 16 in order, then lanes are added pairwise
      * (j with j+8, then j+4, j+2, j+1). Returns 0, or 1 if a segment's a is not finite. */
     int (*lut_build)(const float *x, int32_t k, int32_t t, int32_t segment_begin, int32_t segment_end,

@@ -1,0 +1,14 @@
+/* The table of scalar kernels: any CPU runs them, and every other instruction set must return the same bits. */
+#include "scalar.h"
+
+const tmac_kernels tmac_kernels_scalar = {
+    .name = "scalar",
+    .requires = "any CPU",
+    .features = 0,
+    .quantize_row = tmac_quantize_row_scalar,
+    .lut_build = tmac_lut_build_scalar,
+    .lut_build_exact = tmac_lut_build_exact_scalar,
+    .reorder = NULL,
+    .gemv = tmac_lut_gemv_scalar,
+    .gemm = tmac_lut_gemm_scalar,
+};
