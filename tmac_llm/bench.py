@@ -1,0 +1,141 @@
+"""Measure prefill and decode speed of a model as llama-bench does: random tokens, no sampling, no text.
+
+Knows a decoder and a clock; prints nothing and reads no files. Tokenising and sampling are excluded.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tmac_llm import kernels
+from tmac_llm.errors import UsageError
+from tmac_llm.generation import PREFILL_CHUNK
+from tmac_llm.model.decoder import Decoder
+from tmac_llm.model.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class BenchTest:
+    """One kind of work after n_depth tokens of context: n_prompt tokens at once, or n_gen one at a time."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """llama-bench's name: pp512, tg128, tg128 @ d512."""
+        work = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        return f"{work} @ d{self.n_depth}" if self.n_depth else work
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that one repetition processes."""
+        return self.n_prompt or self.n_gen
+
+
+@dataclass
+class BenchResult:
+    """The samples of one test at one thread count: nanoseconds per repetition."""
+
+    test: BenchTest
+    n_threads: int
+    samples_ns: list[int] = field(default_factory=list)
+
+    @property
+    def samples_ts(self) -> list[float]:
+        """Tokens per second of each repetition."""
+        return [self.test.n_tokens * 1e9 / ns for ns in self.samples_ns]
+
+    @property
+    def avg_ts(self) -> float:
+        """Mean tokens per second."""
+        return statistics.fmean(self.samples_ts)
+
+    @property
+    def median_ts(self) -> float:
+        """Median tokens per second."""
+        return statistics.median(self.samples_ts)
+
+    @property
+    def stddev_ts(self) -> float:
+        """Sample standard deviation of tokens per second; 0 for one repetition."""
+        return statistics.stdev(self.samples_ts) if len(self.samples_ns) > 1 else 0.0
+
+
+def plan(n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[int]) -> list[BenchTest]:
+    """The tests of the option lists: every prompt length and every answer length at every depth; zeros are left out."""
+    tests = [BenchTest(p, 0, d) for d in n_depth for p in n_prompt if p > 0]
+    tests += [BenchTest(0, g, d) for d in n_depth for g in n_gen if g > 0]
+    if not tests:
+        raise UsageError("nothing to measure: give -p or -n a number above 0")
+    return tests
+
+
+def run(
+    decoder: Decoder,
+    tests: Sequence[BenchTest],
+    *,
+    threads: Sequence[int],
+    repetitions: int,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[BenchResult]:
+    """Measure each test at each thread count, thread counts interleaved against drift, after a full warm-up of each.
+
+    Args:
+        decoder: the model.
+        tests: what to measure; UsageError where one exceeds the model's context.
+        threads: kernel thread counts.
+        repetitions: samples per test and thread count.
+        on_progress: called with (test name, runs done, runs in all).
+    """
+    limit = decoder.config.max_position_embeddings
+    for test in tests:
+        if test.n_depth + test.n_tokens > limit:
+            raise UsageError(f"{test.name} needs {test.n_depth + test.n_tokens} tokens, the context has {limit}")
+    rng = np.random.default_rng(0)
+    total = len(tests) * len(threads) * (repetitions + 1)
+    done = 0
+    before = kernels.n_threads()
+    try:
+        for test in tests:
+            tokens = rng.integers(0, decoder.config.vocab_size, test.n_depth + test.n_tokens)
+            cache = KVCache(decoder.config, test.n_depth + test.n_tokens)
+            _feed(decoder, cache, tokens[: test.n_depth])
+            results = [BenchResult(test, n) for n in threads]
+            for repetition in range(-1, repetitions):
+                for result in results:
+                    kernels.set_threads(result.n_threads)
+                    elapsed = _measure(decoder, cache, test, tokens)
+                    if repetition >= 0:
+                        result.samples_ns.append(elapsed)
+                    done += 1
+                    if on_progress:
+                        on_progress(test.name, done, total)
+            yield from results
+    finally:
+        kernels.set_threads(before)
+
+
+def _measure(decoder: Decoder, cache: KVCache, test: BenchTest, tokens: np.ndarray) -> int:
+    cache.truncate(test.n_depth)
+    work = tokens[test.n_depth :]
+    start = time.perf_counter_ns()
+    if test.n_prompt:
+        _feed(decoder, cache, work)
+    else:
+        for i in range(test.n_gen):
+            decoder.forward(work[i : i + 1], cache, logits="last")
+    return time.perf_counter_ns() - start
+
+
+def _feed(decoder: Decoder, cache: KVCache, tokens: np.ndarray) -> None:
+    """Prefill in the chunks that generation uses; only the last token's logits are computed."""
+    for begin in range(0, len(tokens), PREFILL_CHUNK):
+        end = min(begin + PREFILL_CHUNK, len(tokens))
+        decoder.forward(tokens[begin:end], cache, logits="last" if end == len(tokens) else "none")

@@ -1,0 +1,74 @@
+"""The command line `tmac-llm`: one file per verb; the only package that prints or exits.
+
+Knows no arithmetic, no file format and no token: it parses arguments, calls the package and shows results.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from tmac_llm.cli import bench, chat, console, convert, doctor, generate, info, list_models, rm
+from tmac_llm.errors import TmacError
+
+app = typer.Typer(
+    name="tmac-llm",
+    help="Low-bit language models on an ordinary CPU by table lookup: no dequantisation, no GPU.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("convert")(convert.convert)
+app.command("bench", cls=bench.BenchCommand)(bench.bench)
+app.command("list")(list_models.list_models)
+app.command("info")(info.info)
+app.command("rm")(rm.rm)
+app.command("doctor")(doctor.doctor)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import tmac_llm
+
+        console.out(f"tmac-llm {tmac_llm.__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Low-bit language models on an ordinary CPU by table lookup: no dequantisation, no GPU."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Every failure is one line on stderr; a traceback only with --debug.
+    """
+    try:
+        app(args=arguments, prog_name="tmac-llm")
+    except Exception as error:
+        if console.state.debug:
+            traceback.print_exc()
+        console.error(_one_line(error))
+        sys.exit(error.exit_code if isinstance(error, TmacError) else 1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, TmacError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller model, fewer bits or a shorter --context needs less"
+    return f"internal error: {type(error).__name__}: {error}; --debug shows where"

@@ -1,0 +1,193 @@
+"""The verb `bench`: tokens per second of prefill and decode, in llama-bench's terms.
+
+Knows options and output formats; tmac_llm.bench measures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+from tmac_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmac_llm.bench import BenchResult
+    from tmac_llm.model.decoder import Decoder
+
+FORMATS = ("md", "json", "jsonl", "csv")
+
+
+class BenchCommand(TyperCommand):
+    """The bench command; a seam for sub-commands that measure something else than a whole model."""
+
+
+def bench(
+    model: opt.Model = None,
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths, a list such as 128,512.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Answer lengths, a list.")] = "128",
+    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens of context before each test, a list.")] = "0",
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Samples of each test.")] = 5,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            "-t",
+            "--threads",
+            envvar="TMAC_THREADS",
+            show_default="physical cores that this process may use",
+            help="Thread counts, a list such as 1,2,4.",
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="md, json, jsonl or csv.")] = "md",
+    synthetic: Annotated[
+        str | None,
+        typer.Option("--synthetic", metavar="SHAPE", help="Random weights at a known model's shapes; no checkpoint."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", "-b", show_default="2", help="Bits of the synthetic weights.")
+    ] = None,
+    group_size: Annotated[int, typer.Option("--group-size", "-g", help="Group size of the synthetic weights.")] = 128,
+    head_bits: Annotated[int, typer.Option("--head-bits", help="Bits of the synthetic embedding and head.")] = 8,
+    tables: opt.Tables = None,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Measure tokens per second: pp = prompt processing, tg = token generation.
+
+    Random tokens, no sampling, no text; one full warm-up run of each test is not counted.
+    """
+    if output not in FORMATS:
+        raise UsageError(f"-o {output}: expected one of {', '.join(FORMATS)}")
+    if model is not None and synthetic is not None:
+        raise UsageError("give a model or --synthetic SHAPE, not both")
+    from tmac_llm import bench as measure
+    from tmac_llm import kernels, machine
+
+    tests = measure.plan(_numbers("-p", n_prompt), _numbers("-n", n_gen), _numbers("-d", n_depth))
+    counts = _numbers("-t", threads) if threads else [machine.default_threads()]
+    if min(counts) < 1:
+        raise UsageError(f"-t {threads}: expected numbers of at least 1")
+    name, decoder, label = _open(model, synthetic, bits, group_size, head_bits, tables)
+    with console.progress(unit="runs") as bar:
+        task = bar.add_task("warming up", total=None)
+
+        def on_progress(test: str, done: int, total: int) -> None:
+            bar.update(task, description=test, completed=done, total=total)
+
+        results = list(
+            measure.run(decoder, tests, threads=counts, repetitions=repetitions, on_progress=on_progress)
+        )
+    rows = [_row(result, name, decoder, label) for result in results]
+    console.out(_format(rows, output))
+    if output == "md":
+        console.note(
+            f"{machine.cpu_name()} · {kernels.isa_selected()} · peak memory {console.size(machine.peak_memory())}"
+        )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected a list of whole numbers such as 128,512") from None
+    if min(numbers) < 0:
+        raise UsageError(f"{option} {text}: expected numbers of at least 0")
+    return numbers
+
+
+def _open(
+    model: str | None, synthetic: str | None, bits: int | None, group_size: int, head_bits: int, tables: str | None
+) -> tuple[str, Decoder, str]:
+    from tmac_llm.load import load_decoder
+
+    if synthetic is None:
+        from tmac_llm.cli.model_argument import packed_path
+        from tmac_llm.packed.container import PackedModel
+
+        if bits is not None:
+            raise UsageError("--bits belongs to --synthetic; a packed model has its bits")
+        path = packed_path(model)
+        packed = PackedModel.open(path)
+        return path.name, load_decoder(packed, tables=tables), f"{packed.quantization['bits']} bit"
+    from tmac_llm.synthetic import synthetic_model
+
+    source = synthetic_model(synthetic, bits=bits, group_size=group_size, head_bits=head_bits)
+    return f"{synthetic} (random)", load_decoder(source, tables=tables), source.label
+
+
+def _row(result: BenchResult, name: str, decoder: Decoder, label: str) -> dict[str, Any]:
+    """One test in llama-bench's field names, plus what it does not have."""
+    import time
+
+    import tmac_llm
+    from tmac_llm import kernels, machine
+
+    average_ns = sum(result.samples_ns) / len(result.samples_ns)
+    return {
+        "build_commit": tmac_llm.__version__,
+        "cpu_info": machine.cpu_name(),
+        "backends": "tmac",
+        "isa": kernels.isa_selected(),
+        "model_filename": name,
+        "model_type": f"{decoder.config.model_type} {label}",
+        "model_size": decoder.n_bytes,
+        "model_n_params": decoder.n_params,
+        "n_threads": result.n_threads,
+        "n_prompt": result.test.n_prompt,
+        "n_gen": result.test.n_gen,
+        "n_depth": result.test.n_depth,
+        "test": result.test.name,
+        "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "avg_ns": round(average_ns),
+        "stddev_ns": round(result.stddev_ts / result.avg_ts * average_ns),
+        "avg_ts": round(result.avg_ts, 3),
+        "stddev_ts": round(result.stddev_ts, 3),
+        "median_ts": round(result.median_ts, 3),
+        "samples_ns": result.samples_ns,
+        "samples_ts": [round(sample, 3) for sample in result.samples_ts],
+        "peak_memory": machine.peak_memory(),
+    }
+
+
+def _format(rows: list[dict[str, Any]], output: str) -> str:
+    if output == "json":
+        return json.dumps(rows, indent=2) + "\n"
+    if output == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    if output == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+    return _markdown(rows)
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    header = ["model", "type", "size", "params", "threads", "test", "tokens/s", "median", "ms/token"]
+    cells = [
+        [
+            Path(row["model_filename"]).name,
+            row["model_type"],
+            console.size(row["model_size"]),
+            f"{row['model_n_params'] / 1e6:.1f} M" if row["model_n_params"] < 1e9 else f"{row['model_n_params'] / 1e9:.2f} G",
+            str(row["n_threads"]),
+            row["test"],
+            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+            f"{row['median_ts']:.2f}",
+            f"{1000 / row['median_ts']:.2f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *cells]
+    return "".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n" for line in lines
+    )

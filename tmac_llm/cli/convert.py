@@ -1,0 +1,120 @@
+"""The verb `convert`: a checkpoint becomes a packed model.
+
+Knows how to show a conversion; the work is tmac_llm.convert.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+from tmac_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmac_llm.convert import ConvertReport
+
+BITS = (1, 2, 3, 4, 8, 16)
+GROUP_SIZES = (32, 64, 128)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A Hub id such as org/model, or a local directory.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Directory to write. Default: the local store.", show_default=False)
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits",
+            "-b",
+            envvar="TMAC_BITS",
+            show_default="4; BitNet keeps its own",
+            help="Bits of a weight: 1, 2, 3, 4, 8, or 16 to keep float.",
+        ),
+    ] = None,
+    group_size: Annotated[
+        int,
+        typer.Option(
+            "--group-size", "-g", envvar="TMAC_GROUP_SIZE", help="Weights that share a scale: 32, 64 or 128."
+        ),
+    ] = 128,
+    head_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--head-bits", envvar="TMAC_HEAD_BITS", show_default="8", help="Bits of embedding and output head: 2 to 8, or 16."
+        ),
+    ] = None,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="No zero points: 16 bits less per group, larger error.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", envvar="TMAC_REVISION", help="Branch, tag or commit of the Hub repository.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="HF_TOKEN", help="Access token for gated repositories.", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing target; allow bits that ruin the model.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written and stop.")] = False,
+    threads: opt.Threads = None,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Convert a checkpoint into a packed model, once and offline."""
+    if bits is not None and bits not in BITS:
+        raise UsageError(f"--bits {bits}: expected one of {', '.join(map(str, BITS))}")
+    if group_size not in GROUP_SIZES:
+        raise UsageError(f"--group-size {group_size}: expected one of {', '.join(map(str, GROUP_SIZES))}")
+    if head_bits is not None and head_bits not in (*range(2, 9), 16):
+        raise UsageError(f"--head-bits {head_bits}: expected 2 to 8, or 16")
+    from tmac_llm import kernels
+
+    if threads is not None:
+        kernels.set_threads(threads)
+    report = run_conversion(
+        source,
+        out,
+        bits=bits,
+        group_size=group_size,
+        head_bits=head_bits,
+        symmetric=symmetric,
+        revision=revision,
+        token=token,
+        force=force,
+        dry_run=dry_run,
+    )
+    show_report(report, dry_run=dry_run)
+    console.out(f"{report.path}\n")
+
+
+def run_conversion(source: str, out: Path | None = None, **arguments: object) -> ConvertReport:
+    """Convert with a progress bar over the bytes of the source."""
+    from tmac_llm.convert import convert as run
+
+    with console.progress() as bar:
+        task = bar.add_task("reading the source", total=None)
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        return run(source, out, progress=on_progress, **arguments)  # type: ignore[arg-type]
+
+
+def show_report(report: ConvertReport, *, dry_run: bool) -> None:
+    """What was found, what it became, and what that took."""
+    console.note(f"source      {report.format}, {console.size(report.bytes_before)}")
+    console.note(
+        f"packed      {console.size(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight "
+        f"({report.bytes_before / max(report.bytes_after, 1):.2f}x smaller)"
+    )
+    if dry_run:
+        return
+    if report.gain is not None:
+        console.note(f"scale search {report.gain:.1%} less squared error than plain min-max rounding")
+    console.note(f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}")

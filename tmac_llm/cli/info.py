@@ -1,0 +1,68 @@
+"""The verb `info`: what a packed model is.
+
+Knows how to lay it out; the facts come from the packed model's config and manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+
+if TYPE_CHECKING:
+    from tmac_llm.packed.container import PackedModel
+
+
+def info(
+    model: opt.Model = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show what a packed model is: shapes, bits, sizes, context, template."""
+    from tmac_llm.cli.model_argument import packed_path
+    from tmac_llm.packed.container import PackedModel
+
+    packed = PackedModel.open(packed_path(model))
+    if verify:
+        packed.verify()
+    facts = _facts(packed)
+    if verify:
+        facts["verified"] = "all files match their SHA-256"
+    if as_json:
+        console.out(json.dumps(facts, indent=2) + "\n")
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.out(f"{name.replace('_', ' '):<{width}}  {console.size(value) if name == 'size' else value}\n")
+
+
+def _facts(packed: PackedModel) -> dict[str, Any]:
+    from tmac_llm.tokenizer import Tokenizer
+
+    config, quantization = packed.config, packed.quantization
+    tokenizer = Tokenizer.from_dir(packed.path)
+    heads = f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value, {config.head_dim} wide"
+    return {
+        "path": str(packed.path),
+        "size": packed.n_bytes,
+        "architecture": config.model_type,
+        "source": quantization["source_format"],
+        "bits": quantization["bits"],
+        "group_size": quantization["group_size"] or "one scale per row",
+        "head_bits": quantization["head_bits"],
+        "activations": "int8 per token, lossless" if config.int8_activations else "float, int8 tables",
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "heads": heads,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "rope": f"{config.rope.rope_type}, theta {config.rope.theta:g}",
+        "chat_template": "yes" if tokenizer.has_chat_template else "no (a base model: use generate --raw)",
+    }

@@ -1,0 +1,106 @@
+"""Options that several verbs share, each with its environment variable.
+
+Knows the names and help texts only; verbs decide what the values do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tmac_llm.cli import console
+
+
+def _quiet(value: bool) -> bool:
+    console.state.quiet = value
+    return value
+
+
+def _debug(value: bool) -> bool:
+    console.state.debug = value
+    return value
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A packed directory, a name from `tmac-llm list`, or a source (Hub id or directory) that is converted "
+        "on first use. Default: the storyteller that comes with tmac-llm.",
+        envvar="TMAC_MODEL",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", callback=_quiet)]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks.", envvar="TMAC_DEBUG", callback=_debug, is_eager=True)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        "-t",
+        min=1,
+        max=1024,
+        envvar="TMAC_THREADS",
+        show_default="physical cores that this process may use",
+        help="Threads of the lookup kernels.",
+    ),
+]
+Tables = Annotated[
+    str | None,
+    typer.Option(
+        "--tables",
+        envvar="TMAC_TABLES",
+        show_default="exact for BitNet, else int8",
+        help="exact: lossless tables of int8 activations; int8: faster, rounded tables.",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        "-c",
+        min=1,
+        envvar="TMAC_CONTEXT",
+        show_default="the model's",
+        help="Longest prompt plus answer, in tokens.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, envvar="TMAC_TEMPERATURE", show_default="the model's", help="0 is greedy."),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, envvar="TMAC_TOP_K", show_default="the model's", help="0 keeps every token."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", min=0.0, max=1.0, envvar="TMAC_TOP_P", show_default="the model's", help="1 is off."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", min=0.0, max=1.0, envvar="TMAC_MIN_P", show_default="the model's", help="0 is off."),
+]
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat-penalty", min=0.01, envvar="TMAC_REPEAT_PENALTY", show_default="the model's", help="1 is off."
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, envvar="TMAC_SEED", show_default="random, printed", help="Same seed, same text."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="End the answer before this text; may be given several times.", show_default=False),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", min=1, envvar="TMAC_MAX_TOKENS", show_default="to the end", help="Longest answer."
+    ),
+]

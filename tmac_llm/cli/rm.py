@@ -1,0 +1,32 @@
+"""The verb `rm`: remove a packed model from the local store.
+
+Knows how to ask; tmac_llm.store removes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+from tmac_llm.errors import UsageError
+
+
+def rm(
+    name: Annotated[str, typer.Argument(help="The exact name that `tmac-llm list` shows.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Remove a packed model from the local store."""
+    from tmac_llm import store
+
+    entry = store.find(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"rm {name}: nobody to ask; --yes removes it without a question")
+        typer.confirm(f"Remove {entry.name} ({console.size(entry.n_bytes)})?", abort=True, err=True)
+    console.note(f"removed {entry.name}, {console.size(store.remove(entry.name))} freed")
