@@ -21,7 +21,8 @@ enum tmac_status {
     TMAC_ERR_ISA = -3,       /* unknown or unsupported instruction set */
     TMAC_ERR_NONFINITE = -4, /* NaN or infinity among activations or weights */
     TMAC_ERR_CODE = -5,      /* a stored code outside 0 .. 2^bits - 1 */
-    TMAC_ERR_THREADS = -6    /* threads could not be started */
+    TMAC_ERR_THREADS = -6,   /* threads could not be started */
+    TMAC_ERR_RANGE = -7      /* a scale would exceed float16 */
 };
 
 enum tmac_type { TMAC_F32 = 0, TMAC_F16 = 1, TMAC_BF16 = 2, TMAC_I8 = 3 };
@@ -94,7 +95,8 @@ TMAC_API int tmac_dequantize_rows(const tmac_shape *shape, const uint8_t *tiles,
  * weights: (n_rows, k) of type F32, F16 or BF16. codes: uint8 (n_rows, k). scales, zeros: float16 bits
  * (n_rows, ceil(k / group_size)); group_size > 0. has_zeros 1: zero points are searched too; 0: shape->zero is used.
  * error: double[2], the summed squared error of plain min-max rounding and of the search (both added to).
- * Works on all threads. TMAC_ERR_NONFINITE for NaN or infinity. */
+ * A group whose scale would underflow float16 becomes zeros. Works on all threads. TMAC_ERR_NONFINITE for NaN or
+ * infinity, TMAC_ERR_RANGE for a scale above 65504. */
 TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *weights, int type, uint8_t *codes,
                            uint16_t *scales, uint16_t *zeros, double *error);
 

@@ -1,0 +1,136 @@
+/* Initialisation and the life of a matrix. Knows threads, memory and instruction sets; no arithmetic. */
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "matrix.h"
+#include "threadpool.h"
+
+static struct {
+    pthread_mutex_t mutex;
+    const tmac_kernels *kernels;
+    int64_t n_matrices;
+} library = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+const char *tmac_status_text(int status)
+{
+    switch (status) {
+    case TMAC_OK: return "done";
+    case TMAC_ERR_ARGUMENT: return "an argument is outside its contract";
+    case TMAC_ERR_MEMORY: return "out of memory";
+    case TMAC_ERR_ISA: return "unknown or unsupported instruction set, or one that cannot change now";
+    case TMAC_ERR_NONFINITE: return "NaN or infinity in the input";
+    case TMAC_ERR_CODE: return "a code is outside 0 .. 2^bits - 1";
+    case TMAC_ERR_THREADS: return "threads could not be started";
+    case TMAC_ERR_RANGE: return "weights too large for a float16 scale";
+    default: return "unknown status";
+    }
+}
+
+int tmac_init(const char *isa, int n_threads)
+{
+    if (n_threads < 1 || n_threads > TMAC_MAX_THREADS) return TMAC_ERR_ARGUMENT;
+    const tmac_kernels *kernels = tmac_isa_find(isa);
+    if (!kernels) return TMAC_ERR_ISA;
+    pthread_mutex_lock(&library.mutex);
+    int status = TMAC_OK;
+    if (library.n_matrices && kernels != library.kernels) status = TMAC_ERR_ISA;
+    else library.kernels = kernels;
+    if (!status && n_threads != tmac_pool_size() && tmac_pool_start(n_threads)) status = TMAC_ERR_THREADS;
+    pthread_mutex_unlock(&library.mutex);
+    return status;
+}
+
+const char *tmac_isa_selected(void) { return library.kernels ? library.kernels->name : NULL; }
+
+int tmac_n_threads(void) { return tmac_pool_size(); }
+
+int tmac_shape_valid(const tmac_shape *s)
+{
+    return s && s->m >= 1 && s->k >= 1 && s->k <= TMAC_MAX_COLUMNS && s->bits >= 1 && s->bits <= TMAC_MAX_BITS &&
+           (s->group_size == 0 || s->group_size == 32 || s->group_size == 64 || s->group_size == 128) &&
+           (s->has_zeros == 0 || s->has_zeros == 1) && isfinite(s->zero);
+}
+
+int64_t tmac_packed_size(const tmac_shape *shape)
+{
+    return tmac_shape_valid(shape) ? tmac_n_blocks(shape) * tmac_block_bytes(shape) : TMAC_ERR_ARGUMENT;
+}
+
+typedef struct {
+    const tmac_matrix *matrix;
+    const uint8_t *tiles;
+} load_job;
+
+/* Row blocks [begin, end): steps through `reorder`, scales as they are. */
+static void load_blocks(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    const load_job *job = context;
+    const tmac_shape *shape = &job->matrix->shape;
+    const int64_t block_bytes = tmac_block_bytes(shape), segment_bytes = tmac_segment_bytes(shape);
+    const int64_t step_bytes = (int64_t)shape->bits * VECTOR_BYTES;
+    const int64_t steps_bytes = step_bytes * tmac_steps_per_segment(shape);
+    const uint8_t *in = job->tiles + begin * block_bytes;
+    uint8_t *out = (uint8_t *)job->matrix->memory.data + begin * block_bytes;
+    if (!job->matrix->kernels->reorder) {
+        memcpy(out, in, (size_t)((end - begin) * block_bytes));
+        return;
+    }
+    const int64_t row_tail = block_bytes - tmac_n_segments(shape) * segment_bytes;
+    for (int32_t block = begin; block < end; block++) {
+        for (int32_t s = 0; s < tmac_n_segments(shape); s++, in += segment_bytes, out += segment_bytes) {
+            for (int64_t at = 0; at < steps_bytes; at += step_bytes)
+                job->matrix->kernels->reorder(shape->bits, in + at, out + at);
+            memcpy(out + steps_bytes, in + steps_bytes, (size_t)(segment_bytes - steps_bytes));
+        }
+        memcpy(out, in, (size_t)row_tail);
+        in += row_tail;
+        out += row_tail;
+    }
+}
+
+int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out)
+{
+    if (!tmac_shape_valid(shape) || !tiles || !out) return TMAC_ERR_ARGUMENT;
+    tmac_matrix *matrix = calloc(1, sizeof *matrix);
+    if (!matrix) return TMAC_ERR_MEMORY;
+    matrix->shape = *shape;
+    matrix->memory = tmac_memory_alloc((size_t)tmac_packed_size(shape));
+    if (!matrix->memory.data) {
+        free(matrix);
+        return TMAC_ERR_MEMORY;
+    }
+    pthread_mutex_lock(&library.mutex);
+    matrix->kernels = library.kernels;
+    library.n_matrices += matrix->kernels != NULL;
+    pthread_mutex_unlock(&library.mutex);
+    if (!matrix->kernels) {
+        tmac_memory_free(&matrix->memory);
+        free(matrix);
+        return TMAC_ERR_ISA;
+    }
+    load_job job = {matrix, tiles};
+    tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
+    *out = matrix;
+    return TMAC_OK;
+}
+
+void tmac_matrix_free(tmac_matrix *matrix)
+{
+    if (!matrix) return;
+    tmac_memory_free(&matrix->memory);
+    free(matrix);
+    pthread_mutex_lock(&library.mutex);
+    library.n_matrices--;
+    pthread_mutex_unlock(&library.mutex);
+}
+
+int64_t tmac_matrix_bytes(const tmac_matrix *matrix, int64_t *huge)
+{
+    if (!matrix) return TMAC_ERR_ARGUMENT;
+    if (huge) *huge = (int64_t)matrix->memory.huge_bytes;
+    return (int64_t)matrix->memory.bytes;
+}

@@ -1,0 +1,238 @@
+/* Codes and scales to tiles and back, in the file's layout (layout.h). Knows no instruction set. */
+#include <stdatomic.h>
+#include <string.h>
+
+#include "half.h"
+#include "matrix.h"
+#include "threadpool.h"
+
+enum { ROWS = TMAC_ROWS_PER_BLOCK, STEP_COLUMNS = TMAC_COLUMNS_PER_STEP };
+
+/* A view of one matrix's layout, computed once. */
+typedef struct {
+    const tmac_shape *shape;
+    int64_t block_bytes, segment_bytes, step_bytes, steps_bytes; /* steps_bytes: all steps of a segment */
+    int32_t segment_columns, n_segments, n_groups; /* n_groups: scales per row in the caller's arrays */
+} layout;
+
+static layout layout_of(const tmac_shape *s)
+{
+    layout l = {.shape = s, .block_bytes = tmac_block_bytes(s), .segment_bytes = tmac_segment_bytes(s)};
+    l.step_bytes = (int64_t)s->bits * VECTOR_BYTES;
+    l.steps_bytes = l.step_bytes * tmac_steps_per_segment(s);
+    l.segment_columns = tmac_segment_columns(s);
+    l.n_segments = tmac_n_segments(s);
+    l.n_groups = s->group_size ? (s->k + s->group_size - 1) / s->group_size : 1;
+    return l;
+}
+
+/* Offset of the step that holds column c (a multiple of 32) in a block, at row r's first byte of vector 0. */
+static int64_t step_offset(const layout *l, int32_t r, int32_t c)
+{
+    const int32_t segment = c / l->segment_columns, step = c % l->segment_columns / STEP_COLUMNS;
+    return segment * l->segment_bytes + step * l->step_bytes + r / TMAC_ROWS_PER_TILE * TILE_BYTES +
+           r % TMAC_ROWS_PER_TILE * 4;
+}
+
+/* Where plane p of quad q lies: vector, and whether in the high nibble (see layout.h). */
+static int32_t plane_vector(int32_t bits, int32_t p, int32_t q) { return p == bits - 1 && bits % 2 ? p : p / 2 * 2 + q; }
+
+static int plane_is_high(int32_t bits, int32_t p, int32_t q) { return p == bits - 1 && bits % 2 ? q : p & 1; }
+
+/* Bit p of 8 codes as one byte, code 0 in bit 0: the product moves byte i's bit to bit 56 + i. */
+static uint8_t plane_of_8(uint64_t codes, int32_t p)
+{
+    return (uint8_t)(((codes >> p & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
+}
+
+static uint64_t load_8(const uint8_t *bytes)
+{
+    uint64_t v = 0;
+    for (int i = 7; i >= 0; i--) v = v << 8 | bytes[i];
+    return v;
+}
+
+/* The 32 codes of one row and step; `tile` points at the row's first byte of vector 0 and is zero-filled. */
+static void pack_step(int32_t bits, const uint8_t *codes, uint8_t *tile)
+{
+    for (int32_t q = 0; q < 2; q++)
+        for (int32_t half = 0; half < 2; half++) { /* 8 columns: k-groups 2*half and 2*half + 1 */
+            const uint64_t eight = load_8(codes + q * QUAD_COLUMNS + half * 8);
+            for (int32_t p = 0; p < bits; p++) {
+                uint8_t *out = tile + plane_vector(bits, p, q) * VECTOR_BYTES + 2 * half;
+                const int shift = plane_is_high(bits, p, q) ? 4 : 0;
+                const uint8_t plane = plane_of_8(eight, p);
+                out[0] |= (uint8_t)((plane & 15) << shift);
+                out[1] |= (uint8_t)((plane >> 4) << shift);
+            }
+        }
+}
+
+static void unpack_step(int32_t bits, const uint8_t *tile, uint8_t *codes)
+{
+    memset(codes, 0, STEP_COLUMNS);
+    for (int32_t p = 0; p < bits; p++)
+        for (int32_t q = 0; q < 2; q++) {
+            const uint8_t *in = tile + plane_vector(bits, p, q) * VECTOR_BYTES;
+            const int shift = plane_is_high(bits, p, q) ? 4 : 0;
+            for (int32_t g = 0; g < 4; g++)
+                for (int32_t j = 0; j < 4; j++)
+                    codes[q * QUAD_COLUMNS + g * 4 + j] |= (uint8_t)((in[g] >> (shift + j) & 1) << p);
+        }
+}
+
+typedef struct {
+    layout layout;
+    int32_t n_rows; /* of the arrays below */
+    const uint8_t *codes;
+    const void *scales, *zeros;
+    uint8_t *tiles;
+    _Atomic int status;
+} pack_job;
+
+/* Address of the scale (which = 0) or zero point (1) of row r of a block, group g. */
+static int64_t tail_offset(const layout *l, int32_t r, int32_t g, int which)
+{
+    if (l->shape->group_size == 0) return l->n_segments * l->segment_bytes + (which * ROWS + r) * 4;
+    return g * l->segment_bytes + l->steps_bytes + (which * ROWS + r) * 2;
+}
+
+/* The caller's value of a row and group, float32 or float16 bits. */
+static size_t value_bytes(const layout *l) { return l->shape->group_size ? 2 : 4; }
+
+static void pack_tail(const layout *l, const void *values, int32_t row, int which, uint8_t *block)
+{
+    const char *in = (const char *)values + (size_t)row * (size_t)l->n_groups * value_bytes(l);
+    for (int32_t g = 0; g < l->n_groups; g++, in += value_bytes(l))
+        memcpy(block + tail_offset(l, row % ROWS, g, which), in, value_bytes(l));
+}
+
+static void unpack_tail(const layout *l, const uint8_t *block, int32_t row, int which, void *values)
+{
+    char *out = (char *)values + (size_t)row * (size_t)l->n_groups * value_bytes(l);
+    for (int32_t g = 0; g < l->n_groups; g++, out += value_bytes(l))
+        memcpy(out, block + tail_offset(l, row % ROWS, g, which), value_bytes(l));
+}
+
+static float tail_value(const layout *l, const uint8_t *block, int32_t r, int32_t g, int which)
+{
+    const uint8_t *in = block + tail_offset(l, r, g, which);
+    float value;
+    uint16_t half;
+    if (l->shape->group_size == 0) return memcpy(&value, in, 4), value;
+    return memcpy(&half, in, 2), tmac_float_of_half(half);
+}
+
+static int codes_fit(const uint8_t *codes, int32_t n, int32_t bits)
+{
+    uint8_t any = 0;
+    for (int32_t c = 0; c < n; c++) any |= codes[c];
+    return any >> bits == 0;
+}
+
+static void pack_row(pack_job *job, int32_t row, uint8_t *block)
+{
+    const layout *l = &job->layout;
+    const tmac_shape *shape = l->shape;
+    const uint8_t *codes = job->codes + (int64_t)row * shape->k;
+    if (!codes_fit(codes, shape->k, shape->bits)) job->status = TMAC_ERR_CODE;
+    for (int32_t c = 0; c < shape->k; c += STEP_COLUMNS) {
+        const int32_t n = shape->k - c;
+        uint8_t tail[STEP_COLUMNS] = {0};
+        if (n < STEP_COLUMNS) memcpy(tail, codes + c, (size_t)n);
+        pack_step(shape->bits, n < STEP_COLUMNS ? tail : codes + c, block + step_offset(l, row % ROWS, c));
+    }
+    pack_tail(l, job->scales, row, 0, block);
+    if (shape->has_zeros) pack_tail(l, job->zeros, row, 1, block);
+}
+
+static void pack_blocks(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    pack_job *job = context;
+    for (int32_t b = begin; b < end; b++) {
+        uint8_t *block = job->tiles + b * job->layout.block_bytes;
+        memset(block, 0, (size_t)job->layout.block_bytes);
+        for (int32_t r = 0; r < ROWS && b * ROWS + r < job->n_rows; r++) pack_row(job, b * ROWS + r, block);
+    }
+}
+
+int tmac_pack(const tmac_shape *shape, int32_t row_begin, int32_t row_end, const uint8_t *codes, const void *scales,
+              const void *zeros, uint8_t *tiles)
+{
+    if (!tmac_shape_valid(shape) || !codes || !scales || !tiles || (shape->has_zeros && !zeros))
+        return TMAC_ERR_ARGUMENT;
+    if (row_begin < 0 || row_begin % ROWS || row_end <= row_begin || row_end > shape->m ||
+        (row_end % ROWS && row_end != shape->m))
+        return TMAC_ERR_ARGUMENT;
+    pack_job job = {layout_of(shape), row_end - row_begin, codes, scales, zeros, tiles, TMAC_OK};
+    tmac_parallel_for((job.n_rows + ROWS - 1) / ROWS, 1, pack_blocks, &job);
+    return job.status;
+}
+
+typedef struct {
+    layout layout;
+    const uint8_t *tiles;
+    uint8_t *codes;
+    void *scales, *zeros;
+    const int32_t *rows;
+    float *weights;
+} unpack_job;
+
+static void unpack_rows(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    const unpack_job *job = context;
+    const layout *l = &job->layout;
+    const int32_t k = l->shape->k;
+    for (int32_t row = begin; row < end; row++) {
+        const uint8_t *block = job->tiles + row / ROWS * l->block_bytes;
+        for (int32_t c = 0; c < k; c += STEP_COLUMNS) {
+            uint8_t codes[STEP_COLUMNS];
+            unpack_step(l->shape->bits, block + step_offset(l, row % ROWS, c), codes);
+            memcpy(job->codes + (int64_t)row * k + c, codes, (size_t)(k - c < STEP_COLUMNS ? k - c : STEP_COLUMNS));
+        }
+        unpack_tail(l, block, row, 0, job->scales);
+        if (l->shape->has_zeros) unpack_tail(l, block, row, 1, job->zeros);
+    }
+}
+
+int tmac_unpack(const tmac_shape *shape, const uint8_t *tiles, uint8_t *codes, void *scales, void *zeros)
+{
+    if (!tmac_shape_valid(shape) || !tiles || !codes || !scales || (shape->has_zeros && !zeros))
+        return TMAC_ERR_ARGUMENT;
+    unpack_job job = {.layout = layout_of(shape), .tiles = tiles, .codes = codes, .scales = scales, .zeros = zeros};
+    tmac_parallel_for(shape->m, ROWS, unpack_rows, &job);
+    return TMAC_OK;
+}
+
+static void dequantize_rows(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    const unpack_job *job = context;
+    const layout *l = &job->layout;
+    const int32_t k = l->shape->k;
+    for (int32_t i = begin; i < end; i++) {
+        const int32_t row = job->rows[i], r = row % ROWS;
+        const uint8_t *block = job->tiles + row / ROWS * l->block_bytes;
+        float *out = job->weights + (int64_t)i * k;
+        for (int32_t c = 0; c < k; c += STEP_COLUMNS) {
+            const int32_t g = l->shape->group_size ? c / l->shape->group_size : 0;
+            const float scale = tail_value(l, block, r, g, 0);
+            const float zero = l->shape->has_zeros ? tail_value(l, block, r, g, 1) : l->shape->zero;
+            uint8_t codes[STEP_COLUMNS];
+            unpack_step(l->shape->bits, block + step_offset(l, r, c), codes);
+            for (int32_t j = 0; j < STEP_COLUMNS && c + j < k; j++) out[c + j] = ((float)codes[j] - zero) * scale;
+        }
+    }
+}
+
+int tmac_dequantize_rows(const tmac_shape *shape, const uint8_t *tiles, const int32_t *rows, int32_t n_rows, float *out)
+{
+    if (!tmac_shape_valid(shape) || !tiles || !rows || n_rows < 0 || !out) return TMAC_ERR_ARGUMENT;
+    for (int32_t i = 0; i < n_rows; i++)
+        if (rows[i] < 0 || rows[i] >= shape->m) return TMAC_ERR_ARGUMENT;
+    unpack_job job = {.layout = layout_of(shape), .tiles = tiles, .rows = rows, .weights = out};
+    tmac_parallel_for(n_rows, 4, dequantize_rows, &job);
+    return TMAC_OK;
+}
