@@ -30,7 +30,7 @@ _DEFAULT_CONTEXT = {"llama": 2048, "bitnet": 2048, "mistral": 131072, "qwen2": 3
 _DEFAULT_WINDOW = {"mistral": 4096}
 
 # Options of related architectures that change the result: present with another value, the model is not one of ours.
-_NEUTRAL = {
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, 1),
     "num_local_experts": (0, 1),
     "n_routed_experts": (0,),

@@ -1,0 +1,6 @@
+"""Readers of Hugging Face checkpoints: one file per encoding, all giving float or already quantised weights."""
+
+from tmac_llm.checkpoint.open import Checkpoint, open_checkpoint
+from tmac_llm.checkpoint.weights import CodedWeight, DenseWeight, TernaryWeight, Weight
+
+__all__ = ["Checkpoint", "CodedWeight", "DenseWeight", "TernaryWeight", "Weight", "open_checkpoint"]

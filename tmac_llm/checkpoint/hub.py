@@ -1,0 +1,342 @@
+"""Fetches the files of a model repository from the Hugging Face Hub or its cache; knows nothing of what they hold."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import glob
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tmac_llm.checkpoint.files import read_json
+from tmac_llm.checkpoint.index import INDEX, refuse_without_safetensors
+from tmac_llm.errors import CheckpointError, HubError
+
+Progress = Callable[[int, int], None]
+
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_POLL_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The local path of `source`: an existing file or directory as it is, else a Hub id such as "owner/name".
+
+    Only configuration, safetensors and tokenizer files are downloaded, into the cache of huggingface_hub, where an
+    interrupted download goes on later. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected; without a
+    network the cached files are used. `progress(done, total)` is called in the calling thread, in bytes.
+    Raises HubError, or UnsupportedError for a repository without safetensors, before anything large is downloaded.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise HubError(f"{source}: a local path has no revision; leave --revision out")
+        return path
+    repo = str(source)
+    if not _REPO_ID.fullmatch(repo):
+        raise HubError(f"{repo}: no such file or directory, and not a Hub id of the form owner/name")
+    try:
+        files = _list_files(repo, revision, token)
+        if files is None:
+            return _cached(repo, revision)
+        return _download(repo, revision, token, files, progress)
+    except (HubError, CheckpointError):
+        raise
+    except Exception as error:
+        raise _explain(error, repo, revision) from error
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Which files of a repository to download. Raises UnsupportedError or HubError when there is no usable model.
+
+    Weights are model.safetensors, or the numbered shards; copies in other formats (consolidated.safetensors,
+    original/) are left out.
+    """
+    names = sorted(names)
+    top = [n for n in names if n.endswith(".safetensors") and "/" not in n]
+    shards = [n for n in top if _SHARD.fullmatch(n)]
+    if "model.safetensors" in top:
+        weights = ["model.safetensors"]
+    elif INDEX in names and shards:
+        weights = [INDEX, *shards]
+    else:
+        weights = [n for n in top if not n.startswith(("consolidated", "adapter_"))]
+        weights += [INDEX] if INDEX in names else []
+    if not [n for n in weights if n != INDEX]:
+        refuse_without_safetensors(names, "the repository")
+        raise HubError("the repository has no .safetensors files; it is not a model that can be converted")
+    if "config.json" not in names:
+        raise HubError("the repository has no config.json; it is not a Hugging Face checkpoint")
+    return weights + [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in _SMALL_FILES)]
+
+
+def _list_files(repo: str, revision: str | None, token: str | None) -> dict[str, int] | None:
+    """File name -> size, or None when the Hub cannot be reached; raises what huggingface_hub raises otherwise."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, token=token)
+    except OfflineModeIsEnabled:
+        return None
+    except Exception as error:
+        if not _is_unreachable(error):
+            raise
+        _log.warning("%s cannot be reached; looking for %s in the cache", _endpoint(), repo)
+        return None
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _download(
+    repo: str, revision: str | None, token: str | None, files: dict[str, int], progress: Progress | None
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = needed_files(files)
+    except (HubError, CheckpointError) as error:
+        raise type(error)(f"{repo}: {error}") from None
+    total = sum(files[name] for name in wanted)
+    cached = _cached_bytes(repo, revision, files, wanted)
+    _check_space(repo, total - cached)
+    meter = _Meter()
+
+    def work() -> str:
+        return snapshot_download(
+            repo,
+            revision=revision,
+            token=token,
+            allow_patterns=[glob.escape(name) for name in wanted],
+            tqdm_class=meter.bar_class(),
+            max_workers=4,
+        )
+
+    def report() -> None:
+        if progress is not None:
+            progress(min(cached + meter.bytes_done(), total), total)
+
+    path = Path(_in_thread(work, report, meter.cancel))
+    if progress is not None:
+        progress(total, total)
+    return path
+
+
+def _cached(repo: str, revision: str | None) -> Path:
+    """The snapshot in the cache, complete or HubError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    reason = "HF_HUB_OFFLINE is set" if _is_offline() else f"{_endpoint()} cannot be reached"
+    try:
+        path = Path(
+            snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
+        )
+    except LocalEntryNotFoundError:
+        raise HubError(
+            f"{repo}: {reason} and the model is not in the cache; check the network, or give a local directory"
+        ) from None
+    shards = list(path.glob("*.safetensors"))
+    if not (path / "model.safetensors").exists() and (path / INDEX).exists():
+        weight_map = read_json(path / INDEX).get("weight_map")
+        listed = weight_map.values() if isinstance(weight_map, dict) else []
+        shards = shards if all((path / str(name)).exists() for name in listed) else []
+    if not shards or not (path / "config.json").exists():
+        raise HubError(
+            f"{repo}: {reason} and the cache holds only a part of the model; run again with a network"
+        )
+    return path
+
+
+def _cached_bytes(repo: str, revision: str | None, files: dict[str, int], wanted: list[str]) -> int:
+    from huggingface_hub import try_to_load_from_cache
+
+    return sum(
+        files[name]
+        for name in wanted
+        if isinstance(try_to_load_from_cache(repo, name, revision=revision), str)
+    )
+
+
+def _check_space(repo: str, n_bytes: int) -> None:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    existing = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    if n_bytes > free:
+        raise HubError(
+            f"{repo}: the download needs {n_bytes / 1e9:.1f} GB but {cache} has {free / 1e9:.1f} GB free;"
+            " free some space or set HF_HOME to another disk"
+        )
+
+
+class _Meter:
+    """Sums the byte counts of huggingface_hub's progress bars, shows nothing, and can stop a download."""
+
+    def __init__(self) -> None:
+        self._bars: list[Any] = []
+        self._cancelled = False
+
+    def bytes_done(self) -> int:
+        # One bar counts bytes received, another bytes written: the further one is the progress.
+        return max((int(bar.n) for bar in self._bars if bar.unit == "B"), default=0)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def bar_class(self) -> type[Any]:
+        from huggingface_hub.utils import tqdm
+
+        meter = self
+
+        class Bar(tqdm):  # type: ignore[misc,type-arg]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True, "name": None})
+                self.n = kwargs.get("initial") or 0
+                self.unit = kwargs.get("unit", "it")
+                meter._bars.append(self)
+
+            def update(self, n: float | None = 1) -> None:
+                if meter._cancelled:
+                    raise InterruptedError("download cancelled")
+                self.n += n or 0
+
+        return Bar
+
+
+def _in_thread(work: Callable[[], str], report: Callable[[], None], cancel: Callable[[], None]) -> str:
+    """Run `work` in a thread so that Ctrl-C stops it: huggingface_hub waits for whole files otherwise."""
+    result: list[str] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=target, name="download", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            report()
+    except BaseException:
+        cancel()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """A failure of the network rather than an answer: the HTTP library below huggingface_hub differs by version."""
+    names = {
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "ConnectionError",
+        "TimeoutException",
+        "NetworkError",
+    }
+    return any(names & {c.__name__ for c in type(e).__mro__} for e in _chain(error))
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> HubError:
+    """One line for whatever huggingface_hub raised: what happened and what to do."""
+    from huggingface_hub import errors
+
+    page = f"{_endpoint()}/{repo}"
+    chain = list(_chain(error))
+
+    def first(*kinds: type[BaseException]) -> Any:
+        return next((e for e in chain if isinstance(e, kinds)), None)
+
+    if gated := first(errors.GatedRepoError):
+        sent = "this token has no access" if gated.response.status_code == 403 else "no valid token was sent"
+        return HubError(
+            f"{repo}: a gated repository and {sent}; accept its licence at {page}, then pass --token or set HF_TOKEN"
+        )
+    if first(errors.RevisionNotFoundError):
+        return HubError(
+            f"{repo}: no revision {revision!r}; its branches and tags are listed at {page}/tree/main"
+        )
+    if first(errors.RepositoryNotFoundError):
+        return HubError(
+            f"{repo}: no such repository at {_endpoint()}, or a private one; check the name,"
+            " and for a private one pass --token or set HF_TOKEN"
+        )
+    if (full := first(OSError)) and full.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HubError(
+            f"{repo}: the disk is full; free some space or set HF_HOME to another disk,"
+            " then run the same command again: the download goes on where it stopped"
+        )
+    if http := first(errors.HfHubHTTPError):
+        return HubError(f"{repo}: {_status_line(http.response.status_code)}")
+    return HubError(
+        f"{repo}: the download was interrupted ({_one_line(chain[-1])});"
+        " run the same command again: it goes on where it stopped"
+    )
+
+
+def _status_line(status: int) -> str:
+    if status == 401:
+        return f"{_endpoint()} refused the token (401); pass a valid --token, or unset HF_TOKEN"
+    if status == 403:
+        return f"{_endpoint()} forbids the access (403); pass a --token that may read this repository"
+    if status == 429:
+        return f"{_endpoint()} limits the rate of requests (429); wait a few minutes, or pass --token"
+    return f"{_endpoint()} answered with status {status}; try again later"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
