@@ -1,0 +1,15 @@
+/* The table of AVX-512 kernels (F, BW, VL, VBMI, VNNI). */
+#include "../../cpu.h"
+#include "avx512.h"
+
+const tmac_kernels tmac_kernels_avx512 = {
+    .name = "avx512",
+    .requires = "AVX-512 F, BW, VL, VBMI, VNNI",
+    .features = TMAC_CPU_AVX512,
+    .quantize_row = tmac_quantize_row_avx512,
+    .lut_build = tmac_lut_build_avx512,
+    .lut_build_exact = tmac_lut_build_exact_avx512,
+    .reorder = NULL,
+    .gemv = tmac_lut_gemv_avx512,
+    .gemm = tmac_lut_gemm_avx512,
+};
