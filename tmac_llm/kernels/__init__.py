@@ -1,0 +1,28 @@
+"""The cffi wall: one typed, checked Python function per function of the C library.
+
+The only package that imports the native module. Knows matrices and threads, never a model.
+"""
+
+from tmac_llm.kernels.library import IsaInfo, init, isa_selected, isas, n_threads, set_threads
+from tmac_llm.kernels.matrix import Matrix, Tables
+from tmac_llm.kernels.packing import dequantize_rows, pack, pack_rows, unpack
+from tmac_llm.kernels.quantizing import Quantized, quantize
+from tmac_llm.kernels.shape import MatrixShape
+
+__all__ = [
+    "IsaInfo",
+    "Matrix",
+    "MatrixShape",
+    "Quantized",
+    "Tables",
+    "dequantize_rows",
+    "init",
+    "isa_selected",
+    "isas",
+    "n_threads",
+    "pack",
+    "pack_rows",
+    "quantize",
+    "set_threads",
+    "unpack",
+]

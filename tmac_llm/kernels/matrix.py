@@ -1,0 +1,148 @@
+"""A packed matrix in memory and its products; knows nothing of the model that it belongs to."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tmac_llm._native import ffi, lib
+from tmac_llm.errors import KernelError
+from tmac_llm.kernels.library import check, ensure_initialised, expect, pointer
+from tmac_llm.kernels.shape import MatrixShape
+
+Tables = Literal["int8", "exact"]
+
+_TYPES: dict[np.dtype[Any], int] = {
+    np.dtype(np.float32): lib.TMAC_F32,
+    np.dtype(np.float16): lib.TMAC_F16,
+    np.dtype(np.int8): lib.TMAC_I8,
+}
+_TABLES = {"int8": lib.TMAC_TABLES_INT8, "exact": lib.TMAC_TABLES_EXACT}
+
+Activations = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float32]
+
+
+class Matrix:
+    """Weights in memory of their own (huge pages where the system has them), in the order that the running
+    instruction set reads. Keeps no reference to `tiles`.
+
+    shape: the matrix; tiles: uint8 (shape.packed_size,), as `kernels.pack` makes them.
+    Raises KernelError for a wrong dtype or size, or when memory runs out.
+    """
+
+    def __init__(self, shape: MatrixShape, tiles: npt.NDArray[np.uint8]) -> None:
+        expect("Matrix: tiles", tiles, (np.uint8,), (shape.packed_size,))
+        ensure_initialised()
+        out = ffi.new("tmac_matrix **")
+        check(lib.tmac_matrix_load(shape.c, pointer(tiles), out), f"loading {shape.packed_size} bytes")
+        self.shape = shape
+        self._handle: Any = ffi.gc(out[0], lib.tmac_matrix_free, shape.packed_size)
+
+    def matmul(
+        self,
+        x: Activations,
+        out: Floats | None = None,
+        tables: Tables = "int8",
+        x_scales: Floats | None = None,
+    ) -> Floats:
+        """y = x W^T: float32 (n, m) from x (n, k), or (m,) from (k,).
+
+        x: float32, float16 or int8, contiguous within a row. tables: "int8" rounds table entries to a scale
+        per segment of columns; "exact" is the integer recipe of BitNet (float x is first quantised per token
+        to int8). x_scales: float32 (n,), what one unit of int8 x is worth (None: 1). out: float32 of the
+        result's shape. Raises KernelError for a wrong dtype, shape or layout, and for NaN or infinity in x.
+        """
+        if out is None and isinstance(x, np.ndarray):
+            out = np.empty((*x.shape[:-1], self.shape.m), np.float32)
+        self.bind(x, out, tables, x_scales)()
+        return out
+
+    def bind(
+        self, x: Activations, out: Floats, tables: Tables = "int8", x_scales: Floats | None = None
+    ) -> Callable[[], None]:
+        """`matmul` with everything checked and every pointer made once.
+
+        Returns a function without arguments that reads x and writes out as they are when it is called. It
+        keeps the arrays and the matrix's memory alive.
+        """
+        arguments = self._arguments(x, out, tables, x_scales)
+        multiply, keep = lib.tmac_matmul, (x, out, x_scales)
+
+        def call(keep: Any = keep) -> None:
+            status = multiply(*arguments)
+            if status:
+                check(status, "matmul")
+
+        return call
+
+    def close(self) -> None:
+        """Give the memory back as soon as no bound call needs it. Later products raise KernelError."""
+        self._handle = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held."""
+        return int(lib.tmac_matrix_bytes(self._open(), ffi.NULL))
+
+    @property
+    def huge_bytes(self) -> int:
+        """How many of them the system was asked to put in huge pages; 0 where it has none."""
+        huge = ffi.new("int64_t *")
+        lib.tmac_matrix_bytes(self._open(), huge)
+        return int(huge[0])
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            raise KernelError("this matrix is closed")
+        return self._handle
+
+    def _arguments(
+        self, x: Activations, out: Floats, tables: Tables, x_scales: Floats | None
+    ) -> tuple[Any, ...]:
+        m, k, handle = self.shape.m, self.shape.k, self._open()
+        _check_rows("x", x, tuple(_TYPES), k)
+        _check_rows("out", out, (np.dtype(np.float32),), m)
+        n = x.shape[0] if x.ndim == 2 else 1
+        if out.shape[:-1] != x.shape[:-1]:
+            raise KernelError(f"matmul: out: expected shape {(*x.shape[:-1], m)}, found {out.shape}")
+        if n < 1:
+            raise KernelError("matmul: x: expected at least one token")
+        if not out.flags.writeable or np.may_share_memory(x, out):
+            raise KernelError("matmul: out: expected a writeable array that does not overlap x")
+        if tables not in _TABLES:
+            raise KernelError(f'matmul: tables: expected "int8" or "exact", found {tables!r}')
+        if x.dtype == np.int8 and tables != "exact":
+            raise KernelError('matmul: int8 x needs tables="exact"')
+        if x_scales is not None:
+            if x.dtype != np.int8:
+                raise KernelError("matmul: x_scales belong to int8 x only")
+            expect("matmul: x_scales", x_scales, (np.float32,), (n,))
+        scales = ffi.NULL if x_scales is None else ffi.cast("float *", x_scales.ctypes.data)
+        y = ffi.cast("float *", out.ctypes.data)
+        return (handle, pointer(x), _TYPES[x.dtype], _ld(x), scales, n, _TABLES[tables], y, _ld(out))
+
+
+def _check_rows(what: str, array: object, dtypes: tuple[np.dtype[Any], ...], width: int) -> None:
+    """Raise KernelError unless `array` is (width,) or (n, width), of such a dtype, contiguous within rows."""
+    names = " or ".join(d.name for d in dtypes)
+    if not isinstance(array, np.ndarray):
+        raise KernelError(f"matmul: {what}: expected a numpy array, found {type(array).__name__}")
+    if array.dtype not in dtypes or array.ndim not in (1, 2) or array.shape[-1] != width:
+        raise KernelError(
+            f"matmul: {what}: expected {names} (n, {width}) or ({width},), found {array.dtype} {array.shape}"
+        )
+    size = array.itemsize
+    rows_apart = array.ndim == 1 or array.shape[0] == 1 or array.strides[0] >= width * size
+    if (width > 1 and array.strides[-1] != size) or not rows_apart or array.strides[0] % size:
+        raise KernelError(
+            f"matmul: {what}: expected rows contiguous in memory, found strides {array.strides}"
+        )
+
+
+def _ld(array: npt.NDArray[Any]) -> int:
+    """Elements from row to row."""
+    if array.ndim == 2 and array.shape[0] > 1:
+        return int(array.strides[0] // array.itemsize)
+    return int(array.shape[-1])
