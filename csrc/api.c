@@ -1,6 +1,5 @@
 /* Initialisation and the life of a matrix. Knows threads, memory and instruction sets; no arithmetic. */
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,11 +7,7 @@
 #include "matrix.h"
 #include "threadpool.h"
 
-static struct {
-    pthread_mutex_t mutex;
-    const tmac_kernels *kernels;
-    int64_t n_matrices;
-} library = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+static const tmac_kernels *selected; /* NULL before tmac_init */
 
 const char *tmac_status_text(int status)
 {
@@ -20,7 +15,7 @@ const char *tmac_status_text(int status)
     case TMAC_OK: return "done";
     case TMAC_ERR_ARGUMENT: return "an argument is outside its contract";
     case TMAC_ERR_MEMORY: return "out of memory";
-    case TMAC_ERR_ISA: return "unknown or unsupported instruction set, or one that cannot change now";
+    case TMAC_ERR_ISA: return "unknown or unsupported instruction set, or none selected";
     case TMAC_ERR_NONFINITE: return "NaN or infinity in the input";
     case TMAC_ERR_CODE: return "a code is outside 0 .. 2^bits - 1";
     case TMAC_ERR_THREADS: return "threads could not be started";
@@ -34,16 +29,12 @@ int tmac_init(const char *isa, int n_threads)
     if (n_threads < 1 || n_threads > TMAC_MAX_THREADS) return TMAC_ERR_ARGUMENT;
     const tmac_kernels *kernels = tmac_isa_find(isa);
     if (!kernels) return TMAC_ERR_ISA;
-    pthread_mutex_lock(&library.mutex);
-    int status = TMAC_OK;
-    if (library.n_matrices && kernels != library.kernels) status = TMAC_ERR_ISA;
-    else library.kernels = kernels;
-    if (!status && n_threads != tmac_pool_size() && tmac_pool_start(n_threads)) status = TMAC_ERR_THREADS;
-    pthread_mutex_unlock(&library.mutex);
-    return status;
+    selected = kernels;
+    if (n_threads == tmac_pool_size()) return TMAC_OK;
+    return tmac_pool_start(n_threads) ? TMAC_ERR_THREADS : TMAC_OK;
 }
 
-const char *tmac_isa_selected(void) { return library.kernels ? library.kernels->name : NULL; }
+const char *tmac_isa_selected(void) { return selected ? selected->name : NULL; }
 
 int tmac_n_threads(void) { return tmac_pool_size(); }
 
@@ -95,22 +86,15 @@ static void load_blocks(void *context, int32_t begin, int32_t end, int thread)
 int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out)
 {
     if (!tmac_shape_valid(shape) || !tiles || !out) return TMAC_ERR_ARGUMENT;
+    if (!selected) return TMAC_ERR_ISA;
     tmac_matrix *matrix = calloc(1, sizeof *matrix);
     if (!matrix) return TMAC_ERR_MEMORY;
     matrix->shape = *shape;
+    matrix->kernels = selected;
     matrix->memory = tmac_memory_alloc((size_t)tmac_packed_size(shape));
     if (!matrix->memory.data) {
         free(matrix);
         return TMAC_ERR_MEMORY;
-    }
-    pthread_mutex_lock(&library.mutex);
-    matrix->kernels = library.kernels;
-    library.n_matrices += matrix->kernels != NULL;
-    pthread_mutex_unlock(&library.mutex);
-    if (!matrix->kernels) {
-        tmac_memory_free(&matrix->memory);
-        free(matrix);
-        return TMAC_ERR_ISA;
     }
     load_job job = {matrix, tiles};
     tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
@@ -123,9 +107,6 @@ void tmac_matrix_free(tmac_matrix *matrix)
     if (!matrix) return;
     tmac_memory_free(&matrix->memory);
     free(matrix);
-    pthread_mutex_lock(&library.mutex);
-    library.n_matrices--;
-    pthread_mutex_unlock(&library.mutex);
 }
 
 int64_t tmac_matrix_bytes(const tmac_matrix *matrix, int64_t *huge)

@@ -59,8 +59,8 @@ typedef struct tmac_matrix tmac_matrix;
 /* ---- the library ------------------------------------------------------------------------------------- */
 
 /* Select the instruction set and start the threads. isa: a name of tmac_isa_name, or NULL for the best that the
- * CPU supports. n_threads >= 1 counts the caller. May be called again while no other call is running; the
- * instruction set cannot change while matrices are loaded (TMAC_ERR_ISA). */
+ * CPU supports. n_threads >= 1 counts the caller. May be called again while no other call is running; matrices keep
+ * the instruction set that they were loaded for. */
 TMAC_API int tmac_init(const char *isa, int n_threads);
 /* Name of compiled-in instruction set i, best first; NULL past the end. */
 TMAC_API const char *tmac_isa_name(int i);

@@ -37,8 +37,8 @@ def init(isa: str | None = None, n_threads: int | None = None) -> None:
     """Select an instruction set and start the threads; done on first use where nobody calls it.
 
     isa: a name of `isas()`; None: TMAC_ISA, or the best that this CPU supports. n_threads: None for
-    `machine.default_threads()`. Raises KernelError for an instruction set that is unknown, not supported, or
-    different from the one that loaded matrices have.
+    `machine.default_threads()`. Matrices keep the instruction set that they were loaded for. Raises
+    KernelError for an instruction set that is unknown or not supported.
     """
     with _lock:
         _init(isa, n_threads)
@@ -103,10 +103,6 @@ def _init(isa: str | None, n_threads: int | None) -> None:
     if n_threads < 1:
         raise KernelError(f"n_threads={n_threads}: expected 1 or more")
     status = lib.tmac_init(ffi.NULL if isa is None else isa.encode(), n_threads)
-    if status == lib.TMAC_ERR_ISA:
-        raise KernelError(
-            f"{source}={isa}: matrices are loaded for {_text(lib.tmac_isa_selected())}; close them first"
-        )
     check(status, f"starting {n_threads} threads")
     _initialised = True
 

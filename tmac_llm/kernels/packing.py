@@ -39,7 +39,7 @@ def pack_rows(
     end, block = row_begin + n, lib.TMAC_ROWS_PER_BLOCK
     if n < 1 or row_begin < 0 or end > shape.m or row_begin % block or (end % block and end != shape.m):
         raise KernelError(
-            f"pack: rows {row_begin} .. {end} of {shape.m}: expected whole blocks of {block}, or up to the last"
+            f"pack: rows {row_begin} .. {end} of {shape.m}: expected whole blocks of {block}, or the last"
         )
     _check_parts("pack", shape, n, codes, scales, zeros)
     part = replace(shape, m=n).packed_size
