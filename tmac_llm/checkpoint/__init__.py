@@ -1,4 +1,4 @@
-"""Readers of Hugging Face checkpoints: one file per encoding, all giving float or already quantised weights."""
+"""Readers of Hugging Face checkpoints: one file per encoding, float or already quantised weights."""
 
 from tmac_llm.checkpoint.open import Checkpoint, open_checkpoint
 from tmac_llm.checkpoint.weights import CodedWeight, DenseWeight, TernaryWeight, Weight

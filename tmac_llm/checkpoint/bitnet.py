@@ -60,8 +60,8 @@ class PackedBitnet:
         if codes.max(initial=0) == 3:
             row = first_row + int(np.argmax((codes == 3).any(axis=1)))
             raise CheckpointError(
-                f"{self._files.file_name(f'{name}.weight')}: tensor {name}.weight has the ternary code 3 in row {row},"
-                " expected 0, 1 or 2; the file is damaged, download it again"
+                f"{self._files.file_name(f'{name}.weight')}: tensor {name}.weight has the ternary code 3"
+                f" in row {row}, expected 0, 1 or 2; the file is damaged, download it again"
             )
         return codes.view(np.int8) - np.int8(1)
 

@@ -4,9 +4,9 @@ The container (huggingface/safetensors, format section of its README):
 
     u64 little-endian N | N bytes of JSON header | data
 
-Header entries hold dtype, shape and data_offsets [begin, end) relative to byte 8 + N. The data must be covered
-without overlaps and without holes. Rows are copied with pread, so no alignment is assumed, and memory use is the
-rows asked for: a mapped file would count every page it touched.
+Header entries hold dtype, shape and data_offsets [begin, end) relative to byte 8 + N. The data must be
+covered without overlaps and without holes. Rows are copied with pread, so no alignment is assumed, and memory
+use is the rows asked for: a mapped file would count every page it touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tmac_llm.checkpoint.files import MAX_JSON_BYTES, parse_json, pread_exactly
 from tmac_llm.errors import CheckpointError, UnsupportedError
-from tmac_llm.model.config import show
+from tmac_llm.model.fields import show
 
 # Bits per element of every dtype of the format; those with a numpy type can be read.
 _BITS = {

@@ -50,8 +50,8 @@ def check_shape(files: TensorFiles, name: str, shape: tuple[int, ...]) -> None:
     found = files.info(name).shape
     if found != shape:
         raise CheckpointError(
-            f"{files.file_name(name)}: tensor {name} has shape {list(found)}, expected {list(shape)} from config.json;"
-            " one of the two files belongs to another model"
+            f"{files.file_name(name)}: tensor {name} has shape {list(found)}, expected {list(shape)} from"
+            " config.json; one of the two files belongs to another model"
         )
 
 

@@ -1,4 +1,4 @@
-"""Strict reading of the small JSON files of a repository, in bounded memory; knows nothing of what they mean."""
+"""Strict reading of the small JSON files of a repository, in bounded memory; does not know what they mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_JSON_BYTES = 16 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError: missing, unreadable, too large, or not one plain object."""
+    """The object in a JSON file. Raises CheckpointError: unreadable, too large, or not one plain object."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` holds. Raises CheckpointError for bad UTF-8 or JSON, duplicate keys, NaN, deep nesting."""
+    """The object in `data`. Raises CheckpointError for bad UTF-8 or JSON, duplicate keys, NaN."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -46,7 +46,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def pread_exactly(fd: int, buffer: memoryview, offset: int, where: str) -> None:
-    """Fill `buffer` from the file at `offset`; raises CheckpointError when the file ends early or cannot be read."""
+    """Fill `buffer` from the file at `offset`; raises CheckpointError when the file ends before."""
     done = 0
     while done < len(buffer):
         try:

@@ -1,8 +1,7 @@
-"""Fetches the files of a model repository from the Hugging Face Hub or its cache; knows nothing of what they hold."""
+"""Fetches a model repository from the Hugging Face Hub or its cache; knows nothing of what its files hold."""
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import glob
 import logging
@@ -10,13 +9,14 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tmac_llm.checkpoint.files import read_json
+from tmac_llm.checkpoint.hub_errors import endpoint, explain, is_offline, is_unreachable
 from tmac_llm.checkpoint.index import INDEX, refuse_without_safetensors
-from tmac_llm.errors import CheckpointError, HubError
+from tmac_llm.errors import HubError
 
 Progress = Callable[[int, int], None]
 
@@ -52,10 +52,11 @@ def fetch(
 ) -> Path:
     """The local path of `source`: an existing file or directory as it is, else a Hub id such as "owner/name".
 
-    Only configuration, safetensors and tokenizer files are downloaded, into the cache of huggingface_hub, where an
-    interrupted download goes on later. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected; without a
-    network the cached files are used. `progress(done, total)` is called in the calling thread, in bytes.
-    Raises HubError, or UnsupportedError for a repository without safetensors, before anything large is downloaded.
+    Only configuration, safetensors and tokenizer files are downloaded, into the cache of huggingface_hub,
+    where an interrupted download goes on later. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+    respected; without a network the cached files are used. `progress(done, total)` gets bytes, in the calling
+    thread. Raises HubError, or UnsupportedError (before anything is downloaded) for a repository without
+    safetensors.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -70,14 +71,14 @@ def fetch(
         if files is None:
             return _cached(repo, revision)
         return _download(repo, revision, token, files, progress)
-    except (HubError, CheckpointError):
-        raise
     except Exception as error:
-        raise _explain(error, repo, revision) from error
+        if explained := explain(error, repo, revision):
+            raise explained from error
+        raise
 
 
-def needed_files(names: Iterable[str]) -> list[str]:
-    """Which files of a repository to download. Raises UnsupportedError or HubError when there is no usable model.
+def needed_files(repo: str, names: Iterable[str]) -> list[str]:
+    """Which files of a repository to download. Raises UnsupportedError or HubError when there is none.
 
     Weights are model.safetensors, or the numbered shards; copies in other formats (consolidated.safetensors,
     original/) are left out.
@@ -93,15 +94,15 @@ def needed_files(names: Iterable[str]) -> list[str]:
         weights = [n for n in top if not n.startswith(("consolidated", "adapter_"))]
         weights += [INDEX] if INDEX in names else []
     if not [n for n in weights if n != INDEX]:
-        refuse_without_safetensors(names, "the repository")
-        raise HubError("the repository has no .safetensors files; it is not a model that can be converted")
+        refuse_without_safetensors(names, repo)
+        raise HubError(f"{repo}: the repository has no .safetensors files; it holds no model to convert")
     if "config.json" not in names:
-        raise HubError("the repository has no config.json; it is not a Hugging Face checkpoint")
+        raise HubError(f"{repo}: the repository has no config.json; it is not a Hugging Face checkpoint")
     return weights + [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in _SMALL_FILES)]
 
 
 def _list_files(repo: str, revision: str | None, token: str | None) -> dict[str, int] | None:
-    """File name -> size, or None when the Hub cannot be reached; raises what huggingface_hub raises otherwise."""
+    """File name -> size in bytes, or None when the Hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -110,9 +111,9 @@ def _list_files(repo: str, revision: str | None, token: str | None) -> dict[str,
     except OfflineModeIsEnabled:
         return None
     except Exception as error:
-        if not _is_unreachable(error):
+        if not is_unreachable(error):
             raise
-        _log.warning("%s cannot be reached; looking for %s in the cache", _endpoint(), repo)
+        _log.warning("%s cannot be reached; looking for %s in the cache", endpoint(), repo)
         return None
     return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
@@ -122,10 +123,7 @@ def _download(
 ) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        wanted = needed_files(files)
-    except (HubError, CheckpointError) as error:
-        raise type(error)(f"{repo}: {error}") from None
+    wanted = needed_files(repo, files)
     total = sum(files[name] for name in wanted)
     cached = _cached_bytes(repo, revision, files, wanted)
     _check_space(repo, total - cached)
@@ -156,15 +154,16 @@ def _cached(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    reason = "HF_HUB_OFFLINE is set" if _is_offline() else f"{_endpoint()} cannot be reached"
+    reason = "HF_HUB_OFFLINE is set" if is_offline() else f"{endpoint()} cannot be reached"
     try:
-        path = Path(
-            snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
+        snapshot = snapshot_download(
+            repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
     except LocalEntryNotFoundError:
         raise HubError(
-            f"{repo}: {reason} and the model is not in the cache; check the network, or give a local directory"
+            f"{repo}: {reason} and the model is not in the cache; check the network or give a local path"
         ) from None
+    path = Path(snapshot)
     shards = list(path.glob("*.safetensors"))
     if not (path / "model.safetensors").exists() and (path / INDEX).exists():
         weight_map = read_json(path / INDEX).get("weight_map")
@@ -204,27 +203,26 @@ class _Meter:
     """Sums the byte counts of huggingface_hub's progress bars, shows nothing, and can stop a download."""
 
     def __init__(self) -> None:
-        self._bars: list[Any] = []
+        self._byte_bars: list[Any] = []
         self._cancelled = False
 
     def bytes_done(self) -> int:
         # One bar counts bytes received, another bytes written: the further one is the progress.
-        return max((int(bar.n) for bar in self._bars if bar.unit == "B"), default=0)
+        return max((int(bar.n) for bar in self._byte_bars), default=0)
 
     def cancel(self) -> None:
         self._cancelled = True
 
     def bar_class(self) -> type[Any]:
-        from huggingface_hub.utils import tqdm
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
         meter = self
 
-        class Bar(tqdm):  # type: ignore[misc,type-arg]
+        class Bar(tqdm):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **{**kwargs, "disable": True, "name": None})
-                self.n = kwargs.get("initial") or 0
-                self.unit = kwargs.get("unit", "it")
-                meter._bars.append(self)
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+                if kwargs.get("unit") == "B":
+                    meter._byte_bars.append(self)
 
             def update(self, n: float | None = 1) -> None:
                 if meter._cancelled:
@@ -257,86 +255,3 @@ def _in_thread(work: Callable[[], str], report: Callable[[], None], cancel: Call
     if failure:
         raise failure[0]
     return result[0]
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    """A failure of the network rather than an answer: the HTTP library below huggingface_hub differs by version."""
-    names = {
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "ConnectionError",
-        "TimeoutException",
-        "NetworkError",
-    }
-    return any(names & {c.__name__ for c in type(e).__mro__} for e in _chain(error))
-
-
-def _explain(error: Exception, repo: str, revision: str | None) -> HubError:
-    """One line for whatever huggingface_hub raised: what happened and what to do."""
-    from huggingface_hub import errors
-
-    page = f"{_endpoint()}/{repo}"
-    chain = list(_chain(error))
-
-    def first(*kinds: type[BaseException]) -> Any:
-        return next((e for e in chain if isinstance(e, kinds)), None)
-
-    if gated := first(errors.GatedRepoError):
-        sent = "this token has no access" if gated.response.status_code == 403 else "no valid token was sent"
-        return HubError(
-            f"{repo}: a gated repository and {sent}; accept its licence at {page}, then pass --token or set HF_TOKEN"
-        )
-    if first(errors.RevisionNotFoundError):
-        return HubError(
-            f"{repo}: no revision {revision!r}; its branches and tags are listed at {page}/tree/main"
-        )
-    if first(errors.RepositoryNotFoundError):
-        return HubError(
-            f"{repo}: no such repository at {_endpoint()}, or a private one; check the name,"
-            " and for a private one pass --token or set HF_TOKEN"
-        )
-    if (full := first(OSError)) and full.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HubError(
-            f"{repo}: the disk is full; free some space or set HF_HOME to another disk,"
-            " then run the same command again: the download goes on where it stopped"
-        )
-    if http := first(errors.HfHubHTTPError):
-        return HubError(f"{repo}: {_status_line(http.response.status_code)}")
-    return HubError(
-        f"{repo}: the download was interrupted ({_one_line(chain[-1])});"
-        " run the same command again: it goes on where it stopped"
-    )
-
-
-def _status_line(status: int) -> str:
-    if status == 401:
-        return f"{_endpoint()} refused the token (401); pass a valid --token, or unset HF_TOKEN"
-    if status == 403:
-        return f"{_endpoint()} forbids the access (403); pass a --token that may read this repository"
-    if status == 429:
-        return f"{_endpoint()} limits the rate of requests (429); wait a few minutes, or pass --token"
-    return f"{_endpoint()} answered with status {status}; try again later"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__

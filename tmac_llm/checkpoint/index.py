@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tmac_llm.checkpoint.container import SafetensorsFile, TensorInfo
 from tmac_llm.checkpoint.files import read_json
 from tmac_llm.errors import CheckpointError, UnsupportedError
-from tmac_llm.model.config import show
+from tmac_llm.model.fields import show
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -86,7 +86,7 @@ def refuse_without_safetensors(names: list[str], where: str) -> None:
     ggufs = sorted(n for n in names if n.endswith(".gguf"))
     if ggufs:
         raise UnsupportedError(
-            f"{where}: weights only as GGUF ({ggufs[0]}), which is not supported; use the safetensors original"
+            f"{where}: weights only as GGUF ({ggufs[0]}), which is not supported; use the original repository"
         )
 
 
@@ -119,5 +119,6 @@ def _check_shard_name(name: str, shard: object) -> None:
     plain = isinstance(shard, str) and shard.endswith(".safetensors") and not set(shard) & {"/", "\\", "\0"}
     if not plain or str(shard).startswith("."):
         raise CheckpointError(
-            f"{INDEX}: tensor {show(name)} points to {show(shard)}; expected the name of a .safetensors file beside it"
+            f"{INDEX}: tensor {show(name)} points to {show(shard)}; expected the name of a .safetensors file"
+            " in the same directory"
         )

@@ -23,7 +23,7 @@ _ALIASES = {
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Module name -> (out_features, in_features) of every linear inside the layers, in the order of computation."""
+    """Module name -> (out_features, in_features) of every linear in the layers, in order."""
     hidden, inter = config.hidden_size, config.intermediate_size
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim

@@ -18,7 +18,8 @@ from tmac_llm.checkpoint.index import TensorFiles, open_tensor_files
 from tmac_llm.checkpoint.ternary import DenseTernary, looks_ternary
 from tmac_llm.checkpoint.weights import DenseWeight, Encoding, Weight, check_finite, row_blocks, to_float32
 from tmac_llm.errors import CheckpointError, UnsupportedError
-from tmac_llm.model.config import ModelConfig, is_1bitllm, quantization_config, show
+from tmac_llm.model.config import ModelConfig, is_1bitllm, quantization_config
+from tmac_llm.model.fields import show
 
 # Where older repositories keep the quantisation settings.
 _OLD_CONFIGS = {
@@ -40,8 +41,8 @@ _FOREIGN_SUFFIXES = {
 class Checkpoint:
     """A checkpoint whose header entries were all checked; weights are read on demand.
 
-    `config` and `raw_config` (the config.json) have tie_word_embeddings set to what the tensors say. `format` names
-    the encoding found, `notes` what was decided that a user should know; reading a linear may add to them.
+    `config` and `raw_config` (the config.json) have tie_word_embeddings set to what the tensors say. `format`
+    names the encoding found, `notes` what was decided that a user should know; reading a linear may add some.
     """
 
     def __init__(self, path: Path, files: TensorFiles, raw_config: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ class Checkpoint:
         self.format = self._encoding.description
 
     def names(self) -> list[str]:
-        """The modules with a weight matrix, in the order of computation: embedding, linears, lm_head unless tied."""
+        """The modules with a weight matrix, in order: embedding, linears, lm_head unless tied."""
         head = [] if self._head is None else ["lm_head"]
         return ["model.embed_tokens", *self._linears, *head]
 
@@ -154,7 +155,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file or directory")
     if path.is_file() and path.suffix != ".safetensors":
         raise UnsupportedError(
-            f"{path}: not a safetensors file; give a Hugging Face directory or a .safetensors file beside its config.json"
+            f"{path}: not a safetensors file; give a Hugging Face directory,"
+            " or a .safetensors file with its config.json beside it"
         )
     directory = path if path.is_dir() else path.parent
     if not (directory / "config.json").exists():
@@ -230,7 +232,8 @@ def _check_all_converted(exceptions: object, linears: dict[str, tuple[int, int]]
         return
     if not isinstance(exceptions, list) or not all(isinstance(e, str) for e in exceptions):
         raise CheckpointError(
-            f"config.json: quantization_config.modules_to_not_convert must be a list of names, found {show(exceptions)}"
+            "config.json: quantization_config.modules_to_not_convert must be a list of names,"
+            f" found {show(exceptions)}"
         )
     for exception in exceptions:
         if exception and any(exception in name for name in linears):
@@ -252,18 +255,18 @@ def _refuse_foreign(tensors: list[str]) -> None:
         for name in tensors:
             if name.endswith(suffix):
                 raise UnsupportedError(
-                    f"tensor {show(name)} is part of the {kind} format, but config.json has no quantization_config;"
-                    " take the config.json of the original repository"
+                    f"tensor {show(name)} is part of the {kind} format, but config.json has no"
+                    " quantization_config; take the config.json of the original repository"
                 )
 
 
 def _refuse_unknown(tensors: list[str]) -> None:
-    """A tensor that this architecture does not use would be dropped silently, and the model be another one."""
+    """A tensor that this architecture does not use: without it the model would be another one."""
     if tensors:
         more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
         raise UnsupportedError(
-            f"tensor {show(tensors[0])}{more} is not part of this architecture, and leaving it out would change the"
-            " model; check model_type and architectures in config.json"
+            f"tensor {show(tensors[0])}{more} is not part of this architecture, and leaving it out would"
+            " change the model; check model_type and architectures in config.json"
         )
 
 

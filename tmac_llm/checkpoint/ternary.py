@@ -1,4 +1,4 @@
-"""Float matrices that are ternary times a scale per row (TriLM, dequantised BitNet), recognised by their values."""
+"""Float matrices whose values are ternary times a scale per row (TriLM, dequantised BitNet)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _COLUMN_BLOCKS = (2, 3, 4, 6, 8)
 class DenseTernary(DenseEncoding):
     """Every linear is a float `.weight`; those with one magnitude per row become TernaryWeight, exactly.
 
-    A matrix with several magnitudes per row (scales per column block) has no ternary form with a scale per row:
-    it stays dense, and `notes` says so.
+    A matrix with several magnitudes per row (scales per column block) has no such form: it stays dense, and
+    `notes` says so.
     """
 
     def __init__(self, files: TensorFiles, dtype: str, notes: list[str]) -> None:
@@ -48,7 +48,7 @@ class DenseTernary(DenseEncoding):
 
 
 def looks_ternary(files: TensorFiles, linears: Iterable[str]) -> bool:
-    """Whether the first rows of every linear hold at most one magnitude per row or column block, and not only zeros."""
+    """Whether the first rows of every linear have one magnitude per row or column block, and none is zero."""
     for name in linears:
         rows = files.info(f"{name}.weight").shape[0]
         block = to_float32(files.read(f"{name}.weight", 0, min(rows, _PROBE_ROWS)))
@@ -58,7 +58,7 @@ def looks_ternary(files: TensorFiles, linears: Iterable[str]) -> bool:
 
 
 def _blocks_of(block: NDArray[np.float32]) -> int | None:
-    """The smallest number of column blocks such that each row has one magnitude (or zero) per block, or None."""
+    """The smallest number of column blocks in which each row has one magnitude (or zero), or None."""
     n, k = block.shape
     magnitude = np.abs(block)
     for count in (1, *_COLUMN_BLOCKS):

@@ -38,7 +38,7 @@ class DenseWeight:
 class TernaryWeight:
     """Weights of shape (m, k) that are ternary times a scale: W[r, c] = rows[r, c] * scales[r].
 
-    `rows(begin, end)` gives a new int8 array of -1, 0, 1; `scales` is float32 (m,), always a factor, never a divisor.
+    `rows(begin, end)` gives a new int8 array of -1, 0, 1; `scales` is float32 (m,), always a factor.
     """
 
     shape: tuple[int, int]
@@ -51,7 +51,7 @@ class TernaryWeight:
 class CodedWeight:
     """Weights of shape (m, k) quantised in groups along k: W = (code - zero) * scale.
 
-    `rows(begin, end)` gives (codes uint8 (n, k), scales float32 (n, k / group_size), zeros of the same shape).
+    `rows(begin, end)` gives codes uint8 (n, k), scales float32 (n, k / group_size) and zeros of that shape.
     """
 
     shape: tuple[int, int]
@@ -91,7 +91,7 @@ def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def check_finite(array: NDArray[Any], where: str, first_row: int = 0) -> None:
-    """Raise CheckpointError, with the first row concerned, when `array` (rows first) holds NaN or infinity."""
+    """Raise CheckpointError, naming the first row concerned, when `array` holds NaN or infinity."""
     mask = _EXPONENT[array.dtype]
     bits: NDArray[Any] = array.reshape(-1).view(np.uint32 if array.itemsize == 4 else np.uint16)
     for begin in range(0, bits.size, 1 << 16):  # blocks that stay in the cache

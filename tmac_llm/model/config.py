@@ -1,13 +1,13 @@
-"""The dimensions and options of a model, read from the fields of a Hugging Face config.json; knows no files and no tensors."""
+"""The dimensions and options of a model, as a Hugging Face config.json gives them; knows no tensors."""
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tmac_llm.errors import CheckpointError, UnsupportedError
+from tmac_llm.model.fields import Fields, show
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 HIDDEN_ACTS = ("silu", "relu2", "relu")
@@ -29,7 +29,7 @@ _DEFAULT_THETA = {"bitnet": 500000.0}
 _DEFAULT_CONTEXT = {"llama": 2048, "bitnet": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 _DEFAULT_WINDOW = {"mistral": 4096}
 
-# Options of related architectures that change the result: present with another value, the model is not one of ours.
+# Options of related architectures that change the result, with the values that do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, 1),
     "num_local_experts": (0, 1),
@@ -89,7 +89,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One decoder of the Llama family: what distinguishes Llama, Mistral, Qwen2, Qwen3 and BitNet are the fields.
+    """One decoder of the Llama family; Llama, Mistral, Qwen2, Qwen3 and BitNet differ by these fields.
 
     `int8_activations`: the input of every linear inside the layers is quantised to int8 per token (BitNet).
     `sub_norms`: an RMSNorm before o_proj (hidden_size) and one before down_proj (intermediate_size).
@@ -122,12 +122,12 @@ class ModelConfig:
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> ModelConfig:
-        """Read a config.json in the spelling of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
+        """Read a config.json as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) spells it.
 
         Raises CheckpointError for a missing or impossible value and UnsupportedError, naming the key, for
         every model_type, rope type, activation or option that this decoder does not compute.
         """
-        fields = _Fields(d)
+        fields = Fields(d)
         model_type = fields.choice("model_type", MODEL_TYPES)
         _check_architecture(fields)
         int8_activations, sub_norms = _bitnet_flags(fields, model_type)
@@ -137,7 +137,8 @@ class ModelConfig:
         kv_heads = fields.integer("num_key_value_heads", maximum=1 << 14, default=heads)
         if heads % kv_heads:
             raise CheckpointError(
-                f"config.json: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
+                f"config.json: num_attention_heads ({heads}) must be a multiple of"
+                f" num_key_value_heads ({kv_heads})"
             )
         context = fields.integer(
             "max_position_embeddings", maximum=1 << 31, default=_DEFAULT_CONTEXT[model_type]
@@ -173,7 +174,7 @@ class ModelConfig:
 
 
 def quantization_config(d: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a config.json, or None; raises CheckpointError when it is not an object."""
+    """The `quantization_config` of a config.json, or None. Raises CheckpointError unless it is an object."""
     for key in ("quantization_config", "compression_config"):
         value = d.get(key)
         if value is None:
@@ -192,83 +193,7 @@ def is_1bitllm(d: Mapping[str, Any]) -> bool:
     )
 
 
-def show(value: object) -> str:
-    """A short one-line form of any value, for error messages."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an integer with more digits than Python converts
-        return "a number with thousands of digits"
-
-
-class _Fields:
-    """Typed access to the keys of one JSON object; null counts as absent, as in transformers."""
-
-    def __init__(self, d: Mapping[str, Any], where: str = "") -> None:
-        if not isinstance(d, Mapping):
-            raise CheckpointError(f"config.json: expected an object, found {show(d)}")
-        self.d = d
-        self.where = where
-
-    def has(self, key: str) -> bool:
-        return self.d.get(key) is not None
-
-    def bad(self, key: str, expected: str) -> CheckpointError:
-        found = show(self.d[key]) if self.has(key) else "nothing"
-        return CheckpointError(f"config.json: {self.where}{key} must be {expected}, found {found}")
-
-    def unsupported(self, key: str, supported: str) -> UnsupportedError:
-        found = show(self.d[key]) if self.has(key) else "nothing"
-        return UnsupportedError(
-            f"config.json: {self.where}{key} is {found}, which is not supported; supported: {supported}"
-        )
-
-    def integer(self, key: str, maximum: int, default: int | None = None) -> int:
-        value = self.d.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
-            raise self.bad(key, f"an integer from 1 to {maximum}")
-        return value
-
-    def number(self, key: str, default: float | None = None, minimum: float = 0.0) -> float:
-        """A finite number greater than `minimum`."""
-        value = self.d.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, int | float) and not isinstance(value, bool) and minimum < value < 1e30:
-            return float(value)
-        raise self.bad(key, f"a number greater than {minimum:g}")
-
-    def optional_number(self, key: str) -> float | None:
-        return self.number(key) if self.has(key) else None
-
-    def boolean(self, key: str, default: bool | None = False) -> bool:
-        value = self.d.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, bool):
-            raise self.bad(key, "true or false")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...], aliases: Mapping[str, str] | None = None) -> str:
-        value = self.d.get(key)
-        if isinstance(value, str):
-            value = (aliases or {}).get(value, value)
-            if value in choices:
-                return value
-        if value is not None and not isinstance(value, str):
-            raise self.bad(key, f"one of {', '.join(choices)}")
-        raise self.unsupported(key, ", ".join(choices))
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self.d[key]
-        ids = value if isinstance(value, list) else [value]
-        if not ids or any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < 1 << 31 for i in ids):
-            raise self.bad(key, "a token id or a list of token ids")
-        return tuple(ids)
-
-
-def _check_architecture(fields: _Fields) -> None:
+def _check_architecture(fields: Fields) -> None:
     architectures = fields.d.get("architectures")
     if architectures is not None:
         if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
@@ -280,11 +205,11 @@ def _check_architecture(fields: _Fields) -> None:
             raise fields.unsupported(key, "models without it")
 
 
-def _bitnet_flags(fields: _Fields, model_type: str) -> tuple[bool, bool]:
+def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
     """(int8_activations, sub_norms) from quantization_config, or from the 1bitLLM keys."""
     quantization = quantization_config(fields.d)
     if quantization is not None:
-        quant = _Fields(quantization, "quantization_config.")
+        quant = Fields(quantization, "quantization_config.")
         method = quant.choice("quant_method", QUANT_METHODS)
         if method == "tmac":
             return quant.boolean("int8_activations", None), quant.boolean("sub_norms", None)
@@ -298,16 +223,17 @@ def _bitnet_flags(fields: _Fields, model_type: str) -> tuple[bool, bool]:
         return True, True
     if model_type == "bitnet":
         raise UnsupportedError(
-            "config.json: model_type is bitnet but there is no quantization_config to say how its weights are stored;"
+            "config.json: model_type is bitnet, but no quantization_config says how its weights are stored;"
             " take the config.json of the original repository"
         )
     return False, False
 
 
-def _head_dim(fields: _Fields, hidden: int, heads: int) -> int:
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     if not fields.has("head_dim") and hidden % heads:
         raise CheckpointError(
-            f"config.json: without head_dim, hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})"
+            f"config.json: without head_dim, hidden_size ({hidden}) must be a multiple of"
+            f" num_attention_heads ({heads})"
         )
     head_dim = fields.integer("head_dim", maximum=1 << 14, default=max(hidden // heads, 1))
     if head_dim % 2:
@@ -317,8 +243,8 @@ def _head_dim(fields: _Fields, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _sliding_window(fields: _Fields, model_type: str, layers: int) -> int | None:
-    """The one window of all layers, or None; only Mistral and, where use_sliding_window says so, Qwen have one."""
+def _sliding_window(fields: Fields, model_type: str, layers: int) -> int | None:
+    """The one window of all layers, or None; only Mistral has one, and Qwen with use_sliding_window."""
     window: int | None = None
     if model_type == "mistral":
         # An explicit null means none; a file without the key means the class default.
@@ -333,12 +259,12 @@ def _sliding_window(fields: _Fields, model_type: str, layers: int) -> int | None
     if kinds == {"sliding_attention"} and window is not None:
         return window
     raise UnsupportedError(
-        "config.json: some layers use sliding_attention and others full_attention (layer_types, max_window_layers),"
+        "config.json: layer_types or max_window_layers give only some layers a sliding window,"
         " which is not supported; supported: the same window in every layer, or none"
     )
 
 
-def _layer_kinds(fields: _Fields, model_type: str, layers: int, window: int | None) -> set[str]:
+def _layer_kinds(fields: Fields, model_type: str, layers: int, window: int | None) -> set[str]:
     types = fields.d.get("layer_types")
     if types is not None:
         known = ("full_attention", "sliding_attention")
@@ -357,13 +283,14 @@ def _layer_kinds(fields: _Fields, model_type: str, layers: int, window: int | No
     return {"sliding_attention" if i >= first else "full_attention" for i in range(layers)}
 
 
-def _rope(fields: _Fields, model_type: str, context: int, head_dim: int) -> RopeConfig:
+def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeConfig:
     rope = _rope_fields(fields)
     unknown = sorted(str(k) for k in rope.d if k not in _ROPE_KEYS)
     kind = _rope_type(rope)
     if unknown:
         raise UnsupportedError(
-            f"config.json: {rope.where}{unknown[0][:40]!r} is not supported; supported: {', '.join(sorted(_ROPE_KEYS))}"
+            f"config.json: {rope.where}{show(unknown[0])} is not supported;"
+            f" supported: {', '.join(sorted(_ROPE_KEYS))}"
         )
     theta = _rope_theta(fields, rope, model_type)
     rotary = rope if rope.has("partial_rotary_factor") else fields
@@ -402,7 +329,7 @@ def _rope(fields: _Fields, model_type: str, context: int, head_dim: int) -> Rope
     return config
 
 
-def _rope_fields(fields: _Fields) -> _Fields:
+def _rope_fields(fields: Fields) -> Fields:
     """The object that describes the rotation: rope_parameters (transformers 5), rope_scaling (4), or none."""
     given = [key for key in ("rope_parameters", "rope_scaling") if fields.has(key)]
     if len(given) == 2 and fields.d[given[0]] != fields.d[given[1]]:
@@ -410,14 +337,14 @@ def _rope_fields(fields: _Fields) -> _Fields:
             "config.json: rope_parameters and rope_scaling are both given and differ; remove one"
         )
     if not given:
-        return _Fields({}, "rope_scaling.")
+        return Fields({}, "rope_scaling.")
     value = fields.d[given[0]]
     if not isinstance(value, Mapping):
         raise fields.bad(given[0], "an object")
-    return _Fields(value, f"{given[0]}.")
+    return Fields(value, f"{given[0]}.")
 
 
-def _rope_type(rope: _Fields) -> str:
+def _rope_type(rope: Fields) -> str:
     key = "rope_type" if rope.has("rope_type") else "type"
     if not rope.has(key):
         if set(rope.d) - {"rope_theta", "partial_rotary_factor"}:
@@ -426,11 +353,12 @@ def _rope_type(rope: _Fields) -> str:
     return rope.choice(key, ROPE_TYPES)
 
 
-def _rope_theta(fields: _Fields, rope: _Fields, model_type: str) -> float:
+def _rope_theta(fields: Fields, rope: Fields, model_type: str) -> float:
     outer = fields.number("rope_theta", default=_DEFAULT_THETA.get(model_type, 10000.0), minimum=1.0)
     inner = rope.number("rope_theta", default=outer, minimum=1.0)
     if fields.has("rope_theta") and inner != outer:
         raise CheckpointError(
-            f"config.json: rope_theta is {outer:g} but {rope.where}rope_theta is {inner:g}; remove the wrong one"
+            f"config.json: rope_theta is {outer:g} but {rope.where}rope_theta is {inner:g};"
+            " remove the wrong one"
         )
     return inner
