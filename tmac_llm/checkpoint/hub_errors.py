@@ -34,7 +34,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def explain(error: Exception, repo: str, revision: str | None) -> HubError | None:
-    """One line for an error of huggingface_hub or the network; None for one that is a bug or explains itself."""
+    """One line for an error of huggingface_hub or the network; None for any other."""
     from huggingface_hub import errors
 
     if isinstance(error, TmacError):

@@ -9,10 +9,14 @@ from typing import Any
 from tmac_llm.errors import CheckpointError, UnsupportedError
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
 def show(value: object) -> str:
     """A short one-line form of any value, for error messages."""
     try:
-        return reprlib.repr(value)
+        return _REPR.repr(value)
     except ValueError:  # an integer with more digits than Python converts
         return "a number with thousands of digits"
 
