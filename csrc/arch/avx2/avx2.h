@@ -1,0 +1,177 @@
+/* What the AVX2 kernels share: addresses of tables, indices, lookups and the step from integers to floats.
+ *
+ * vpshufb looks up 16 bytes in each 128-bit lane, so a 32-byte load of consecutive tables serves two k-groups at once,
+ * lane i = k-group 2j + i, and the 64 bytes of a quad are two registers. In the order of reorder.c adjacent bytes of an
+ * index register are two planes of one row and one k-group, so vpmaddubsw with the constants (2^p, 2^(p+1)) adds both
+ * into an int16 lane: the widening costs one multiplication per 32 lookups. */
+#ifndef TMAC_ARCH_AVX2_H
+#define TMAC_ARCH_AVX2_H
+#include "../../kernels.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+enum {
+    OCTET_ROWS = 8, /* rows of one accumulator */
+    OCTETS_PER_TILE = TMAC_ROWS_PER_TILE / OCTET_ROWS,
+    INDEX_BYTES = 32 /* one register of indices */
+};
+
+/* int16 sums of 8 rows, lane i of 128 bits over the k-groups congruent i mod 2. The lanes meet in int32.
+ *   int8 tables:            a = planes 0 .. 3, b = planes 4 .. 7 in units of 16
+ *   exact, bits <= 2:       a = everything
+ *   exact otherwise:        a = the lo entries, b = the hi entries, in units of EXACT_SPLIT
+ * A lane takes 16 k-groups of a segment of 128 columns; |entry| <= 127, |sum| <= 512, |lo|, |hi| <= 16:
+ *   127 * 15 * 16 = 30480, 512 * 3 * 16 = 24576, 16 * 127 * 16 = 32512 (7 bits), all below 2^15;
+ *   8 bits exact: 16 * 255 * 8 = 32640, so that case widens every 64 columns. */
+typedef struct {
+    __m256i a, b;
+} octet_sum;
+
+enum { EXACT_SHARED_BITS = 2, INT8_SHARED_BITS = 4 };
+
+/* Steps of 32 columns after which an octet_sum must be widened. */
+INLINE int widen_steps(const int bits, const int exact) { return bits == 8 && exact ? 2 : 4; }
+
+/* Whether octet_sum.b is in use. */
+INLINE int two_sums(const int bits, const int exact) { return bits > (exact ? EXACT_SHARED_BITS : INT8_SHARED_BITS); }
+
+/* Tables of quad Q (16 columns) and token t: 64 bytes, or 2 x 64 where exact (lo, then hi). */
+INLINE int8_t *quad_tables(const tmac_lut *lut, int32_t quad, int32_t t)
+{
+    return lut->tables + ((int64_t)quad * lut->n + t) * (1 + lut->exact) * TABLE_BYTES;
+}
+
+/* Register i of a table row: k-groups 2i and 2i + 1. */
+INLINE __m256i table_half(const int8_t *table, int i) { return _mm256_load_si256((const __m256i *)table + i); }
+
+INLINE __m256i low_index(__m256i w) { return _mm256_and_si256(w, _mm256_set1_epi8(0x0f)); }
+INLINE __m256i high_index(__m256i w) { return low_index(_mm256_srli_epi16(w, 4)); }
+
+/* sum += 2^even * even bytes + 2^odd * odd bytes, pair by pair. */
+INLINE __m256i add_bytes(__m256i sum, __m256i bytes, const int even, const int odd)
+{
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi16((short)(1 << even | 256 << odd)), bytes));
+}
+
+/* Entries whose even bytes weigh 2^p and odd bytes 2^next. lo: int8 tables or the lo entries; hi: exact only. */
+INLINE void add_entries(octet_sum *sum, __m256i lo, __m256i hi, const int p, const int next, const int bits,
+                        const int exact)
+{
+    if (!exact && p < INT8_SHARED_BITS) {
+        sum->a = add_bytes(sum->a, lo, p, next);
+    } else if (!exact) {
+        sum->b = add_bytes(sum->b, lo, p - INT8_SHARED_BITS, next - INT8_SHARED_BITS);
+    } else {
+        sum->a = add_bytes(sum->a, lo, p, next);
+        if (two_sums(bits, exact)) sum->b = add_bytes(sum->b, hi, p, next);
+        else sum->a = add_bytes(sum->a, hi, p + 5, next + 5);
+    }
+}
+
+/* Planes p and p + 1 of two octets, half i of the quad, for each token. */
+INLINE void pair_lookup(const __m256i index[OCTETS_PER_TILE], const int8_t *tables, const int i, const int p,
+                        octet_sum sums[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
+{
+    UNROLL for (int t = 0; t < tokens; t++)
+    {
+        const int8_t *table = tables + t * (1 + exact) * TABLE_BYTES;
+        const __m256i lo = table_half(table, i), hi = exact ? table_half(table + TABLE_BYTES, i) : lo;
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+            add_entries(&sums[t][o], _mm256_shuffle_epi8(lo, index[o]), _mm256_shuffle_epi8(hi, index[o]), p, p + 1,
+                        bits, exact);
+    }
+}
+
+/* The last plane of odd bits: a register holds 16 rows, so interleaving the entries of both halves of the quad makes
+ * adjacent bytes two k-groups of one row, equal in weight. (Keeping even and odd rows apart instead, as sums of
+ * biased words and of their high bytes, needs as many instructions and twice the accumulators.) */
+INLINE void odd_lookup(__m256i low, __m256i high, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE],
+                       const int bits, const int exact, const int tokens)
+{
+    UNROLL for (int t = 0; t < tokens; t++)
+    {
+        __m256i entries[2][2];
+        UNROLL for (int e = 0; e <= exact; e++)
+        {
+            const int8_t *table = tables + (t * (1 + exact) + e) * TABLE_BYTES;
+            const __m256i first = _mm256_shuffle_epi8(table_half(table, 0), low);
+            const __m256i second = _mm256_shuffle_epi8(table_half(table, 1), high);
+            entries[e][0] = _mm256_unpacklo_epi8(first, second);
+            entries[e][1] = _mm256_unpackhi_epi8(first, second);
+        }
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+            add_entries(&sums[t][o], entries[0][o], entries[exact][o], bits - 1, bits - 1, bits, exact);
+    }
+}
+
+/* All planes of one quad and one tile. at: bits * INDEX_BYTES of indices (reorder.c). tables: of the first token. */
+INLINE void tile_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE], const int bits,
+                        const int exact, const int tokens)
+{
+    const __m256i *weights = (const __m256i *)at;
+    UNROLL for (int p = 0; p + 1 < bits; p += 2)
+    {
+        __m256i index[OCTETS_PER_TILE];
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = low_index(_mm256_load_si256(weights + p + o));
+        pair_lookup(index, tables, 0, p, sums, bits, exact, tokens);
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = high_index(_mm256_load_si256(weights + p + o));
+        pair_lookup(index, tables, 1, p, sums, bits, exact, tokens);
+    }
+    if (bits % 2 == 0) return;
+    const __m256i w = _mm256_load_si256(weights + bits - 1);
+    odd_lookup(low_index(w), high_index(w), tables, sums, bits, exact, tokens);
+}
+
+/* Both lanes of int16 to 8 rows of int32. */
+INLINE __m256i add_lanes(__m256i x)
+{
+    return _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(x)),
+                            _mm256_cvtepi16_epi32(_mm256_extracti128_si256(x, 1)));
+}
+INLINE __m256i widen(octet_sum sum, const int bits, const int exact)
+{
+    const __m256i a = add_lanes(sum.a);
+    return two_sums(bits, exact) ? _mm256_add_epi32(a, _mm256_slli_epi32(add_lanes(sum.b), exact ? 5 : 4)) : a;
+}
+
+/* 8 scales (which = 0) or zero points (which = 1) from row r of the block on: group tail (float16), row tail (float32). */
+INLINE __m256 group_tail(const uint8_t *tail, int which, int r)
+{
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(tail + (which * TMAC_ROWS_PER_BLOCK + r) * 2)));
+}
+INLINE __m256 row_tail(const uint8_t *tail, int which, int r)
+{
+    return _mm256_load_ps((const float *)(tail + (which * TMAC_ROWS_PER_BLOCK + r) * 4));
+}
+
+/* W / scale = sum of 2^p * (+-1)/2 + plane_middle - zero. */
+INLINE float plane_middle(int bits) { return (float)((1 << bits) - 1) / 2; }
+
+/* One scale per row (group_size 0): y = scale * fma(middle - zero, total, T). tail: the row tail. */
+INLINE __m256 finish_rows(const tmac_shape *shape, const uint8_t *tail, int r, __m256 partial, float total)
+{
+    __m256 zero = shape->has_zeros ? row_tail(tail, 1, r) : _mm256_set1_ps(shape->zero);
+    __m256 constant = _mm256_sub_ps(_mm256_set1_ps(plane_middle(shape->bits)), zero);
+    return _mm256_mul_ps(row_tail(tail, 0, r), _mm256_fmadd_ps(constant, _mm256_set1_ps(total), partial));
+}
+
+/* The first `count` of 8 lanes; count may be below 0 or above 8. */
+INLINE __m256i first_lanes(int32_t count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+float tmac_quantize_row_avx2(const float *x, int32_t k, int8_t *q);
+int tmac_lut_build_avx2(const float *x, int32_t k, int32_t t, int32_t segment_begin, int32_t segment_end,
+                        const tmac_lut *lut);
+void tmac_lut_build_exact_avx2(const int8_t *q, int32_t k, int32_t t, int32_t segment_begin, int32_t segment_end,
+                               const tmac_lut *lut);
+void tmac_reorder_avx2(int32_t bits, const uint8_t *in, uint8_t *out);
+void tmac_lut_gemv_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
+                        int32_t block_end, float *y);
+void tmac_lut_gemm_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
+                        int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy);
+#endif

@@ -1,0 +1,113 @@
+/* y = W x for one token with AVX2: the row block's tiles side by side, one forward stream of weights. */
+#include "avx2.h"
+
+enum { PREFETCH_BYTES = 2048 };
+
+/* Rows of one tile: the segment's integers enter the floats. at: the group tail (unused where group_size is 0). */
+INLINE void add_segment(const tmac_shape *shape, const uint8_t *at, const tmac_lut *lut, int32_t s, int tile,
+                        const __m256i sums[OCTETS_PER_TILE], float *rows, const int bits)
+{
+    const __m256 half_scale = _mm256_set1_ps(lut->half_scales[s]), sum = _mm256_set1_ps(lut->sums[s]);
+    const __m256 middle = _mm256_set1_ps(plane_middle(bits));
+    UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+    {
+        const int r = tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS;
+        const __m256 entries = _mm256_cvtepi32_ps(sums[o]);
+        __m256 value = _mm256_load_ps(rows + r);
+        if (shape->group_size) {
+            __m256 zero = shape->has_zeros ? group_tail(at, 1, r) : _mm256_set1_ps(shape->zero);
+            __m256 constant = _mm256_mul_ps(_mm256_sub_ps(middle, zero), sum);
+            value = _mm256_fmadd_ps(group_tail(at, 0, r), _mm256_fmadd_ps(entries, half_scale, constant), value);
+        } else {
+            value = _mm256_fmadd_ps(entries, half_scale, value);
+        }
+        _mm256_store_ps(rows + r, value);
+    }
+}
+
+/* Tiles [first, first + tiles) of one segment: their integer sums. Two accumulators per octet fit the registers for two
+ * tiles only; the second half of the rows then reads its weights from the L1 cache's lines of the first. */
+INLINE void segment_lookup(const uint8_t *segment, const int8_t *tables, int32_t steps, const int first,
+                           const int tiles, __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+{
+    const int limit = widen_steps(bits, exact);
+    UNROLL for (int i = 0; i < tiles; i++)
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) totals[i][o] = _mm256_setzero_si256();
+    for (int32_t begin = 0; begin < steps; begin += limit) {
+        octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
+        UNROLL for (int i = 0; i < tiles; i++)
+            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
+        for (int32_t step = begin; step < steps && step < begin + limit; step++)
+            UNROLL for (int quad = 0; quad < 2; quad++)
+            {
+                const uint8_t *at = segment + ((step * 2 + quad) * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
+                UNROLL for (int line = 0; line < tiles * bits * INDEX_BYTES; line += 64)
+                    _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
+                UNROLL for (int i = 0; i < tiles; i++)
+                    tile_lookup(at + i * bits * INDEX_BYTES, tables + (step * 2 + quad) * (1 + exact) * TABLE_BYTES,
+                                sums[i], bits, exact, 1);
+            }
+        UNROLL for (int i = 0; i < tiles; i++)
+            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+                totals[i][o] = _mm256_add_epi32(totals[i][o], widen(sums[i][0][o], bits, exact));
+    }
+}
+
+/* rows: the block's 64 rows, finished. at: the row tail. */
+static void store_rows(const tmac_shape *shape, const uint8_t *at, const tmac_lut *lut, int32_t row, const float *rows,
+                       float *y)
+{
+    for (int r = 0; r < TMAC_ROWS_PER_BLOCK; r += OCTET_ROWS) {
+        __m256 value = _mm256_load_ps(rows + r);
+        if (!shape->group_size) value = finish_rows(shape, at, r, value, lut->totals[0]);
+        if (lut->exact) value = _mm256_mul_ps(value, _mm256_set1_ps(lut->token_scales[0]));
+        if (shape->m - row - r >= OCTET_ROWS) _mm256_storeu_ps(y + row + r, value);
+        else _mm256_maskstore_ps(y + row + r, first_lanes(shape->m - row - r), value);
+    }
+}
+
+INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
+                 int32_t block_end, float *y, const int bits, const int exact)
+{
+    const int tiles = two_sums(bits, exact) ? TILES_PER_BLOCK / 2 : TILES_PER_BLOCK;
+    const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
+    const int64_t step_bytes = bits * VECTOR_BYTES, segment_bytes = tmac_segment_bytes(shape);
+    const uint8_t *at = weights + block_begin * tmac_block_bytes(shape);
+    for (int32_t block = block_begin; block < block_end; block++) {
+        _Alignas(32) float rows[TMAC_ROWS_PER_BLOCK] = {0};
+        for (int32_t s = 0; s < n_segments; s++, at += segment_bytes) {
+            const int8_t *tables = quad_tables(lut, s * steps * 2, 0);
+            UNROLL for (int first = 0; first < TILES_PER_BLOCK; first += tiles)
+            {
+                __m256i totals[TILES_PER_BLOCK][OCTETS_PER_TILE];
+                segment_lookup(at, tables, steps, first, tiles, totals, bits, exact);
+                UNROLL for (int i = 0; i < tiles; i++)
+                    add_segment(shape, at + steps * step_bytes, lut, s, first + i, totals[i], rows, bits);
+            }
+        }
+        store_rows(shape, at, lut, block * TMAC_ROWS_PER_BLOCK, rows, y);
+        at += shape->group_size ? 0 : 4 * TMAC_ROWS_PER_BLOCK * (1 + shape->has_zeros);
+    }
+}
+
+#define GEMV(bits)                                                                                                  \
+    static void tmac_lut_gemv_##bits##_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut,  \
+                                            int32_t block_begin, int32_t block_end, float *y)                      \
+    {                                                                                                               \
+        if (lut->exact)                                                                                             \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 1);                                          \
+        else                                                                                                        \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0);                                          \
+    }
+GEMV(1) GEMV(2) GEMV(3) GEMV(4) GEMV(5) GEMV(6) GEMV(7) GEMV(8)
+
+void tmac_lut_gemv_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
+                        int32_t block_end, float *y)
+{
+    static void (*const gemv_of_bits[])(const tmac_shape *, const uint8_t *, const tmac_lut *, int32_t, int32_t,
+                                        float *) = {
+        tmac_lut_gemv_1_avx2, tmac_lut_gemv_2_avx2, tmac_lut_gemv_3_avx2, tmac_lut_gemv_4_avx2,
+        tmac_lut_gemv_5_avx2, tmac_lut_gemv_6_avx2, tmac_lut_gemv_7_avx2, tmac_lut_gemv_8_avx2,
+    };
+    gemv_of_bits[shape->bits - 1](shape, weights, lut, block_begin, block_end, y);
+}
