@@ -12,13 +12,8 @@ import typer
 
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
-from tmac_llm.errors import UsageError
-
 if TYPE_CHECKING:
     from tmac_llm.convert import ConvertReport
-
-BITS = (1, 2, 3, 4, 8, 16)
-GROUP_SIZES = (32, 64, 128)
 
 
 def convert(
@@ -67,12 +62,6 @@ def convert(
     debug: opt.Debug = False,
 ) -> None:
     """Convert a checkpoint into a packed model, once and offline."""
-    if bits is not None and bits not in BITS:
-        raise UsageError(f"--bits {bits}: expected one of {', '.join(map(str, BITS))}")
-    if group_size not in GROUP_SIZES:
-        raise UsageError(f"--group-size {group_size}: expected one of {', '.join(map(str, GROUP_SIZES))}")
-    if head_bits is not None and head_bits not in (*range(2, 9), 16):
-        raise UsageError(f"--head-bits {head_bits}: expected 2 to 8, or 16")
     from tmac_llm import kernels
 
     if threads is not None:
@@ -109,6 +98,8 @@ def run_conversion(source: str, out: Path | None = None, **arguments: object) ->
 def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     """What was found, what it became, and what that took."""
     console.note(f"source      {report.format}, {console.size(report.bytes_before)}")
+    for text in report.notes:
+        console.note(f"            {text}")
     console.note(
         f"packed      {console.size(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight "
         f"({report.bytes_before / max(report.bytes_after, 1):.2f}x smaller)"
@@ -116,5 +107,5 @@ def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     if dry_run:
         return
     if report.gain is not None:
-        console.note(f"scale search {report.gain:.1%} less squared error than plain min-max rounding")
+        console.note(f"scale search {report.gain:.1%} less squared error than min-max rounding; NMSE {report.nmse:.2e}")
     console.note(f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}")

@@ -36,7 +36,7 @@ def _store_rows() -> list[dict[str, object]]:
     from tmac_llm import store
 
     return [
-        {"name": entry.name, "bits": entry.bits, "size": entry.n_bytes, "source": entry.source_format}
+        {"name": entry.name, "bits": "float" if entry.bits == 16 else entry.bits, "size": entry.n_bytes, "source": entry.source_format}
         for entry in store.list_models()
     ]
 

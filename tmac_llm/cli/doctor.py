@@ -1,0 +1,102 @@
+"""The verb `doctor`: what this machine is, what the engine uses of it, and why not more.
+
+Knows how to lay out the findings; machine.py and the kernels report them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+
+HUGE_PAGES = {
+    "always": "on for all memory",
+    "madvise": "on for the weights, which ask for them",
+    "never": "off: decoding from memory is slower; as root: "
+    "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+    "unavailable": "this system has none",
+}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    threads: opt.Threads = None,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show the CPU, the instruction set in use and why not another, memory, versions, and a self-test."""
+    facts = _facts(threads)
+    if as_json:
+        console.out(json.dumps(facts, indent=2) + "\n")
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        for i, line in enumerate(lines):
+            console.out(f"{name if i == 0 else '':<{width}}  {line}\n")
+
+
+def _facts(threads: int | None) -> dict[str, Any]:
+    import tmac_llm
+    from tmac_llm import kernels, machine, store
+
+    if threads is not None:
+        kernels.set_threads(threads)
+    selected = kernels.isa_selected()
+    return {
+        "tmac-llm": f"{tmac_llm.__version__}, Python {platform.python_version()}, {sys.platform} {platform.machine()}",
+        "libraries": _versions(),
+        "cpu": f"{machine.cpu_name()}, {machine.physical_cores()} physical cores",
+        "threads": f"{kernels.n_threads()}{_quota(machine.cgroup_cpus())}",
+        "instruction set": [_isa_line(isa, selected) for isa in kernels.isas()],
+        "memory": f"{console.size(machine.available_memory())} free of {console.size(machine.total_memory())}",
+        "huge pages": f"{machine.huge_pages()}: {HUGE_PAGES.get(machine.huge_pages(), '')}",
+        "store": str(store.home()),
+        "self-test": _self_test(),
+    }
+
+
+def _isa_line(isa: Any, selected: str) -> str:
+    if isa.name == selected:
+        return f"{isa.name}: in use ({isa.requires})"
+    if isa.supported:
+        return f"{isa.name}: available; TMAC_ISA={isa.name} selects it"
+    return f"{isa.name}: not on this CPU, needs {isa.requires}"
+
+
+def _quota(granted: float | None) -> str:
+    return f" (the control group grants {granted:g} CPUs)" if granted is not None else ""
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in ("numpy", "tokenizers", "safetensors", "huggingface-hub"))
+
+
+def _self_test() -> str:
+    """A small product against numpy: integers must agree exactly."""
+    import numpy as np
+
+    from tmac_llm import kernels
+    from tmac_llm.errors import KernelError
+
+    rng = np.random.default_rng(0)
+    shape = kernels.MatrixShape(m=192, k=256, bits=2, group_size=0, has_zeros=False, zero=1.0)
+    codes = rng.integers(0, 3, (shape.m, shape.k)).astype(np.uint8)
+    x = rng.integers(-127, 128, (1, shape.k)).astype(np.int8)
+    tiles = kernels.pack(shape, codes, np.ones(shape.m, np.float32), None)
+    found = kernels.Matrix(shape, tiles).matmul(x, tables="exact")
+    expected = x.astype(np.int64) @ (codes.astype(np.int64) - 1).T
+    if not np.array_equal(found, expected):
+        raise KernelError(
+            f"self-test: the {kernels.isa_selected()} kernels differ from numpy in "
+            f"{int((found != expected).sum())} of {expected.size} sums; TMAC_ISA=scalar avoids them"
+        )
+    return "the kernels agree with numpy"

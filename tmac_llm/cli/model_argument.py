@@ -1,0 +1,79 @@
+"""What a MODEL argument means: a packed directory, a name of the store, or a source that is converted on first use.
+
+Knows the store, the embedded model and convert; does not know what the verb does with the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tmac_llm.cli import console
+from tmac_llm.errors import ConvertError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from tmac_llm.llm import LLM
+
+
+def open_model(model: str | None, *, threads: int | None, tables: str | None, context: int | None) -> LLM:
+    """Load the model that the argument names; None is the embedded one."""
+    import tmac_llm
+
+    if tables not in (None, "int8", "exact"):
+        raise UsageError(f"--tables {tables}: expected int8 or exact")
+    return tmac_llm.load(packed_path(model), n_threads=threads, tables=tables, context_length=context)
+
+
+def packed_path(model: str | None) -> Path:
+    """The packed directory of a MODEL argument, converting a source that was not converted before."""
+    if model is None:
+        return _default()
+    from tmac_llm import store
+
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path if _is_packed(path) else _convert_once(model)
+    if store.matches(model):
+        return store.resolve(model)
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return _convert_once(model)
+    if model.startswith((".", "/", "~")) or path.exists():
+        raise StoreError(f"{model}: no such model directory")
+    return store.resolve(model)
+
+
+def _is_packed(path: Path) -> bool:
+    from tmac_llm.packed.files import MANIFEST
+
+    return (path / MANIFEST).is_file()
+
+
+def _convert_once(source: str) -> Path:
+    """The store's conversion of a source with default options, made now if there is none."""
+    from tmac_llm import store
+    from tmac_llm.cli.convert import run_conversion, show_report
+
+    if store.matches(source):
+        return store.resolve(source)
+    console.note(f"{source}: not converted yet; converting with default options (`tmac-llm convert` has more)")
+    report = run_conversion(source)
+    show_report(report, dry_run=False)
+    return report.path
+
+
+def _default() -> Path:
+    """The embedded model, packed once per version of its weights."""
+    from tmac_llm import resources, store
+    from tmac_llm.convert import convert
+
+    source = resources.default_model()
+    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
+    target = store.home() / "embedded" / f"{source.name}-{digest}"
+    if not _is_packed(target):
+        try:
+            convert(source, target)
+        except ConvertError:
+            if not _is_packed(target):  # otherwise another process was quicker
+                raise
+    return target
