@@ -39,7 +39,8 @@ import numpy.typing as npt
 
 from tmac_llm.errors import CheckpointError, PackedModelError
 from tmac_llm.kernels import MatrixShape
-from tmac_llm.model.config import ModelConfig, show
+from tmac_llm.model.config import ModelConfig
+from tmac_llm.model.fields import show
 from tmac_llm.packed import files, names, tiles
 from tmac_llm.packed.files import AGAIN, CONFIG, Array
 from tmac_llm.packed.names import Linear

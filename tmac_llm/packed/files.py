@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from tmac_llm.errors import PackedModelError
-from tmac_llm.model.config import show
+from tmac_llm.model.fields import show
 
 FORMAT = "tmac-packed"
 FORMAT_VERSION = 1
@@ -113,6 +114,11 @@ def map_tensors(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     header = _parse_json(path, data[8:start].tobytes())
     header.pop("__metadata__", None)
     return mapped, {name: _view(path, name, entry, data[start:]) for name, entry in header.items()}
+
+
+def temporary_name(target: str) -> str:
+    """A name that TEMPORARY recognises, for a directory that this process will complete or remove."""
+    return f".{target}.convert-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def sync_directory(path: Path) -> None:

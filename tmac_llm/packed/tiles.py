@@ -1,7 +1,7 @@
 """Geometry and byte order of one packed matrix, with a numpy reference of packing; knows no files, no models.
 
-The layout is drawn in csrc/layout.h; tests compare the two statements. `kernels.pack` does the work; `pack` and
-`unpack` here say the same in array operations, so that a reader and a test can check it.
+The layout is drawn in csrc/layout.h; tests compare the two statements. `kernels.pack` does the work; `pack`
+and `unpack` here say the same in array operations, so that a reader and a test can check it.
 
 A matrix of 4 rows and 8 columns, 2 bits, one scale per row, row 1 = codes 3 2 1 0 3 2 1 0, the others 0:
 

@@ -1,4 +1,4 @@
-"""The directory of a packed model, written: streamed, hashed on the way, named at the end; knows no models."""
+"""The directory of a packed model, written: streamed, hashed on the way, named last; knows no models."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,7 +79,7 @@ class PackedWriter:
             parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(parent)
             self._check_space()
-            self._path = parent / _temporary_name(self.out)
+            self._path = parent / files.temporary_name(self.out.name)
             self._path.mkdir()
             # Held until this process ends, however it ends: tells a running conversion from a dead one.
             self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
@@ -121,8 +120,11 @@ class PackedWriter:
         except OSError as error:
             raise self._failed(error) from None
 
-    def finish(self, config: Mapping[str, Any], copies: Sequence[Path] = ()) -> None:
-        """Write config.json, copy files as they are, write the manifest and give the directory its name."""
+    def finish(self, config: Mapping[str, Any], copies: Sequence[Path] = ()) -> int:
+        """Write config.json, copy files as they are, write the manifest and give the directory its name.
+
+        Returns the bytes of all files but the manifest.
+        """
         if self._todo:
             raise ValueError(f"{self._todo[0][1].name} is not complete")
         try:
@@ -130,25 +132,29 @@ class PackedWriter:
             for path in copies:
                 self._add(path.name, path.read_bytes())
             if len(self._shards) > 1:
-                shards = {
-                    spec.name: self._shard_name(i) for i, shard in enumerate(self._shards) for spec in shard
-                }
-                self._add(INDEX, _json({"metadata": {"total_size": self.n_bytes}, "weight_map": shards}))
-            entries = {
-                name: {"size": e.size, "sha256": e.sha256} for name, e in sorted(self._entries.items())
-            }
-            manifest = {"format": files.FORMAT, "format_version": files.FORMAT_VERSION, "files": entries}
-            self._add(MANIFEST, _json(manifest))
+                self._add(INDEX, _json(self._index()))
+            n_bytes = sum(entry.size for entry in self._entries.values())
+            self._add(MANIFEST, _json(self._manifest()))
             files.sync_directory(self._path)
             self._take_name()
         except OSError as error:
             raise self._failed(error) from None
+        return n_bytes
+
+    def _index(self) -> dict[str, Any]:
+        shards = enumerate(self._shards)
+        weight_map = {spec.name: self._shard_name(i) for i, shard in shards for spec in shard}
+        return {"metadata": {"total_size": self.n_bytes}, "weight_map": weight_map}
+
+    def _manifest(self) -> dict[str, Any]:
+        entries = {name: asdict(entry) for name, entry in sorted(self._entries.items())}
+        return {"format": files.FORMAT, "format_version": files.FORMAT_VERSION, "files": entries}
 
     def _take_name(self) -> None:
         """Rename to `out`. A model to be replaced first steps aside, under a name that any writer removes."""
         aside = None
         if self._force and self.out.exists():
-            aside = self.out.parent / _temporary_name(self.out)
+            aside = self.out.parent / files.temporary_name(self.out.name)
             self.out.rename(aside)
         try:
             self._path.rename(self.out)
@@ -260,10 +266,6 @@ def _is_locked(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _temporary_name(out: Path) -> str:
-    return f".{out.name}.convert-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _file_order(spec: TensorSpec) -> int:

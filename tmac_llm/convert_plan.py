@@ -1,0 +1,174 @@
+"""How a checkpoint will be stored: what is fused, kept ternary, quantised or left float; writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tmac_llm import quantize
+from tmac_llm.checkpoint import Checkpoint, DenseWeight, TernaryWeight, Weight
+from tmac_llm.errors import ConvertError, UsageError
+from tmac_llm.kernels import MatrixShape
+from tmac_llm.packed import files, names, tiles
+from tmac_llm.packed.container import QUANT_METHOD
+from tmac_llm.packed.writer import TensorSpec
+from tmac_llm.quantize import Scheme
+
+BITS = (1, 2, 3, 4, 8, 16)
+HEAD_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+GROUP_SIZES = (32, 64, 128)
+FLOAT_BITS = 16
+DEFAULT_BITS = 4
+DEFAULT_HEAD_BITS = 8
+DEFAULT_GROUP_SIZE = 128
+
+# Fields of a source's config.json that describe how its own files are stored or run.
+_NOT_COPIED = ("quantization_config", "compression_config", "weight_bits", "input_bits", "auto_map")
+_FLOAT_NAMES = {dtype: name for name, dtype in files.DTYPES.items() if name != "U8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; bits and head_bits None: what suits the checkpoint. 16 bits: float."""
+
+    bits: int | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
+    head_bits: int | None = None
+    symmetric: bool = False
+    force: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError for a value that no conversion takes."""
+        for name, value, choices in (
+            ("bits", self.bits or BITS[0], BITS),
+            ("group_size", self.group_size, GROUP_SIZES),
+            ("head_bits", self.head_bits or HEAD_BITS[0], HEAD_BITS),
+        ):
+            if value not in choices:
+                raise UsageError(f"{name} {value}: expected one of {', '.join(map(str, choices))}")
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix to be stored under `name`; shape None: in float, as the checkpoint has it."""
+
+    name: str
+    weight: DenseWeight | TernaryWeight
+    shape: MatrixShape | None
+
+    @property
+    def spec(self) -> TensorSpec:
+        if self.shape:
+            return TensorSpec(f"{self.name}.tiles", "U8", (self.shape.packed_size,))
+        assert isinstance(self.weight, DenseWeight)
+        return TensorSpec(f"{self.name}.weight", _FLOAT_NAMES[self.weight.dtype], self.weight.shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code, or of a float."""
+        return self.shape.bits if self.shape else 8 * self.spec.n_bytes // self.n_weights
+
+    @property
+    def n_weights(self) -> int:
+        return self.weight.shape[0] * self.weight.shape[1]
+
+
+class Plan:
+    """Everything that will be written, in the order of a forward pass.
+
+    bits, head_bits: as resolved, 16 for float. matrices: all of them. vectors: tensor name -> float32 norm or
+    bias.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        """Raises ConvertError for bits that do not suit the checkpoint. Reads ternary masters once."""
+        self._checkpoint, self._options = checkpoint, options
+        config = checkpoint.config
+        linears = {p.name: checkpoint.linear(p.name) for g in names.linear_groups(config) for p in g.parts}
+        ternary = any(isinstance(weight, TernaryWeight) for weight in linears.values())
+        _check_bits(checkpoint.format, options, ternary)
+        self.bits = options.bits or (quantize.TERNARY_BITS if ternary else DEFAULT_BITS)
+        self.head_bits = options.head_bits or self._default_head_bits
+        self.is_ternary = ternary and self.bits == quantize.TERNARY_BITS
+        self.matrices = [self._dense(names.EMBEDDING, checkpoint.embedding(), self.head_bits)]
+        for group in names.linear_groups(config):
+            weights = [linears[part.name] for part in group.parts]
+            fused = quantize.stack(weights)
+            if fused:
+                self.matrices.append(self._linear(group.fused.name, fused))
+            else:
+                self.matrices += [self._linear(part.name, linears[part.name]) for part in group.parts]
+        head = checkpoint.lm_head()
+        if head:
+            self.matrices.append(self._dense(names.LM_HEAD, head, self.head_bits))
+        self.vectors = {name: checkpoint.tensor(name) for name in names.norms(config)}
+        for matrix in self.matrices:
+            if matrix.weight.bias is not None:
+                self.vectors[f"{matrix.name}.bias"] = matrix.weight.bias
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """All tensors to be written."""
+        vectors = [TensorSpec(name, "F32", vector.shape) for name, vector in self.vectors.items()]
+        return [matrix.spec for matrix in self.matrices] + vectors
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the packed model."""
+        source, options = self._checkpoint.raw_config, self._options
+        quantization = {
+            "quant_method": QUANT_METHOD,
+            "format_version": files.FORMAT_VERSION,
+            "layout_version": tiles.LAYOUT_VERSION,
+            "tile": tiles.TILE,
+            "bits": self.bits,
+            "group_size": options.group_size,
+            "head_bits": self.head_bits,
+            "symmetric": options.symmetric,
+            "int8_activations": self._checkpoint.config.int8_activations,
+            "sub_norms": self._checkpoint.config.sub_norms,
+            "source_format": self._checkpoint.format,
+            "matrices": {matrix.name: asdict(matrix.shape) for matrix in self.matrices if matrix.shape},
+        }
+        kept = {key: value for key, value in source.items() if key not in _NOT_COPIED}
+        return {**kept, "quantization_config": quantization}
+
+    @property
+    def label(self) -> str:
+        """The part of a store name that tells the encoding; defaults are left out."""
+        label = "ternary" if self.is_ternary else f"{self.bits}bit"
+        if self._options.group_size != DEFAULT_GROUP_SIZE:
+            label += f"-g{self._options.group_size}"
+        if self.head_bits != self._default_head_bits:
+            label += f"-h{self.head_bits}"
+        return f"{label}-sym" if self._options.symmetric else label
+
+    @property
+    def _default_head_bits(self) -> int:
+        return FLOAT_BITS if self.bits == FLOAT_BITS else DEFAULT_HEAD_BITS
+
+    def _linear(self, name: str, weight: Weight) -> Matrix:
+        if isinstance(weight, TernaryWeight) and self.is_ternary:
+            return Matrix(name, weight, quantize.ternary_shape(weight))
+        return self._dense(name, quantize.as_dense(weight), self.bits)
+
+    def _dense(self, name: str, weight: DenseWeight, bits: int) -> Matrix:
+        if bits == FLOAT_BITS:
+            return Matrix(name, weight, None)
+        scheme = Scheme(bits, self._options.group_size, self._options.symmetric)
+        return Matrix(name, weight, scheme.shape(weight))
+
+
+def _check_bits(found: str, options: Options, ternary: bool) -> None:
+    if options.force or options.bits is None:
+        return
+    if ternary and options.bits != quantize.TERNARY_BITS:
+        raise ConvertError(
+            f"--bits {options.bits}: the weights are ternary ({found}) and stay exact without this option;"
+            " --force requantises them"
+        )
+    if not ternary and options.bits == 1:
+        raise ConvertError(
+            f"--bits 1: these weights were not trained for it ({found}) and the model would answer noise;"
+            " take --bits 2 or more, or --force"
+        )

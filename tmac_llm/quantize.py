@@ -1,0 +1,140 @@
+"""Weights of a checkpoint to codes, scales and zero points, a chunk of rows at a time; knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tmac_llm import kernels
+from tmac_llm.checkpoint.weights import CodedWeight, DenseWeight, TernaryWeight, Weight, to_float32
+from tmac_llm.errors import UnsupportedError
+from tmac_llm.kernels import MatrixShape
+
+TERNARY_BITS = 2
+# Weights read at once: enough to keep the threads busy, small beside the memory budget.
+CHUNK_WEIGHTS = 1 << 22
+_BLOCK = 64  # rows; a chunk of packed rows consists of whole blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How float weights become codes: 1 to 8 bits, one float16 scale per `group_size` columns of a row.
+
+    Each group also has a zero point of its own, unless `symmetric`: then levels lie evenly around 0.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool = False
+
+    def shape(self, weight: DenseWeight) -> MatrixShape:
+        m, k = weight.shape
+        zero = ((1 << self.bits) - 1) / 2 if self.symmetric else 0.0
+        return MatrixShape(m, k, self.bits, self.group_size, not self.symmetric, zero)
+
+
+@dataclass(slots=True)
+class SearchError:
+    """Summed squares of the float weights quantised, and of their errors by min-max and by the search."""
+
+    power: float = 0.0
+    minmax: float = 0.0
+    search: float = 0.0
+
+    @property
+    def gain(self) -> float | None:
+        """The share of min-max rounding's squared error that the search removes, or None without any."""
+        return 1 - self.search / self.minmax if self.minmax else None
+
+    @property
+    def nmse(self) -> float | None:
+        """Squared error relative to the squared weights; None where no float weight was quantised."""
+        return self.search / self.power if self.power else None
+
+
+def ternary_shape(weight: TernaryWeight) -> MatrixShape:
+    """Ternary weights keep one float32 scale per row: W = (code - 1) * scale, codes 0, 1, 2."""
+    return MatrixShape(*weight.shape, TERNARY_BITS, 0, False, 1.0)
+
+
+def stack(weights: Sequence[Weight]) -> DenseWeight | TernaryWeight | None:
+    """Several matrices as one, row after row; None where their encodings differ."""
+    first = weights[0]
+    k = first.shape[1]
+    m = sum(weight.shape[0] for weight in weights)
+    bias = None
+    if any(weight.bias is not None for weight in weights):
+        parts = [np.zeros(w.shape[0], np.float32) if w.bias is None else w.bias for w in weights]
+        bias = np.concatenate(parts)
+    dense = [weight for weight in weights if isinstance(weight, DenseWeight)]
+    if isinstance(first, DenseWeight) and [w.dtype for w in dense] == [first.dtype] * len(weights):
+        return DenseWeight((m, k), first.dtype, _stacked_rows(dense), bias)
+    ternary = [weight for weight in weights if isinstance(weight, TernaryWeight)]
+    if len(ternary) == len(weights):
+        scales = np.concatenate([weight.scales for weight in ternary])
+        return TernaryWeight((m, k), _stacked_rows(ternary), scales, bias)
+    return None
+
+
+def as_dense(weight: Weight) -> DenseWeight:
+    """Ternary weights as float32 ones, for a conversion that gives them other bits."""
+    if isinstance(weight, DenseWeight):
+        return weight
+    if isinstance(weight, CodedWeight):
+        raise UnsupportedError("weights that are quantised already are not converted")
+    ternary = weight
+
+    def rows(begin: int, end: int) -> npt.NDArray[np.float32]:
+        return ternary.rows(begin, end) * ternary.scales[begin:end, None]
+
+    return DenseWeight(weight.shape, np.dtype(np.float32), rows, weight.bias)
+
+
+def chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """[begin, end) row ranges of a matrix (m, k), each a multiple of 64 rows but the last."""
+    m, k = shape
+    step = max(CHUNK_WEIGHTS // k // _BLOCK, 1) * _BLOCK
+    for begin in range(0, m, step):
+        yield begin, min(begin + step, m)
+
+
+def encode(
+    weight: Weight, shape: MatrixShape | None, begin: int, rows: npt.NDArray[Any], error: SearchError
+) -> npt.NDArray[Any]:
+    """What is stored of the rows of `weight` from row `begin` on, as `weight.rows` gave them.
+
+    Returns packed bytes, uint8, in the encoding of `shape` (of the whole matrix), or the rows themselves
+    where `shape` is None. Squared errors of quantising are added to `error`. Raises KernelError for weights
+    too large for a float16 scale.
+    """
+    if shape is None:
+        return rows
+    part = replace(shape, m=len(rows))
+    if isinstance(weight, TernaryWeight):
+        scales = weight.scales[begin : begin + len(rows)]
+        return kernels.pack(part, (rows + np.int8(1)).view(np.uint8), scales)
+    coded = kernels.quantize(rows, shape.bits, shape.group_size, shape.has_zeros, shape.zero)
+    values = to_float32(rows).reshape(-1)
+    error.power += float(np.dot(values, values))
+    error.minmax += coded.error_minmax
+    error.search += coded.error_search
+    return kernels.pack(part, coded.codes, coded.scales, coded.zeros)
+
+
+def _stacked_rows(
+    weights: Sequence[DenseWeight] | Sequence[TernaryWeight],
+) -> Callable[[int, int], npt.NDArray[Any]]:
+    def rows(begin: int, end: int) -> npt.NDArray[Any]:
+        parts, first = [], 0
+        for weight in weights:
+            last = first + weight.shape[0]
+            if begin < last and end > first:
+                parts.append(weight.rows(max(begin, first) - first, min(end, last) - first))
+            first = last
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    return rows
