@@ -76,13 +76,18 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: no such file") from None
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-        self.close = weakref.finalize(self, os.close, self._fd)
+        self._finalizer = weakref.finalize(self, os.close, self._fd)
         try:
             self.n_bytes = os.fstat(self._fd).st_size
             self.tensors = self._read_header()
         except BaseException:
             self.close()
             raise
+
+    def close(self) -> None:
+        """Close the file; reading fails from here on. Happens by itself when the object is collected."""
+        self._finalizer()
+        self._fd = -1  # the number may be given to another file
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """Rows [begin, end) of a tensor (all of it by default) as a new array of shape (end - begin, ...).

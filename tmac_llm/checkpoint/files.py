@@ -16,15 +16,18 @@ MAX_JSON_BYTES = 16 << 20
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError: unreadable, too large, or not one plain object."""
+    if not path.is_file():  # a pipe would block, a device never end
+        raise CheckpointError(f"{path}: {'not a plain' if path.exists() else 'no such'} file")
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_JSON_BYTES:
+                raise CheckpointError(
+                    f"{path}: {size} bytes exceed the limit of {MAX_JSON_BYTES}; the file is damaged"
+                )
+            data = file.read(size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is")
     return parse_json(data, path.name)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from tmac_llm.errors import CheckpointError, UnsupportedError
 
-
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
