@@ -14,12 +14,13 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum {
+    MAX_STEPS = 4,  /* of a segment */
     OCTET_ROWS = 8, /* rows of one accumulator */
     OCTETS_PER_TILE = TMAC_ROWS_PER_TILE / OCTET_ROWS,
     INDEX_BYTES = 32 /* one register of indices */
 };
 
-/* int16 sums of 8 rows, lane i of 128 bits over the k-groups congruent i mod 2. The lanes meet in int32.
+/* int16 sums of 8 rows of a tile, lane i of 128 bits over the k-groups congruent i mod 2. The lanes meet in int32.
  *   int8 tables:            a = planes 0 .. 3, b = planes 4 .. 7 in units of 16
  *   exact, bits <= 2:       a = everything
  *   exact otherwise:        a = the lo entries, b = the hi entries, in units of EXACT_SPLIT
@@ -33,7 +34,7 @@ typedef struct {
 enum { EXACT_SHARED_BITS = 2, INT8_SHARED_BITS = 4 };
 
 /* Steps of 32 columns after which an octet_sum must be widened. */
-INLINE int widen_steps(const int bits, const int exact) { return bits == 8 && exact ? 2 : 4; }
+INLINE int widen_steps(const int bits, const int exact) { return bits == 8 && exact ? 2 : MAX_STEPS; }
 
 /* Whether octet_sum.b is in use. */
 INLINE int two_sums(const int bits, const int exact) { return bits > (exact ? EXACT_SHARED_BITS : INT8_SHARED_BITS); }
@@ -128,16 +129,23 @@ INLINE void tile_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[
     odd_lookup(low_index(w), high_index(w), tables, sums, bits, exact, tokens);
 }
 
-/* Both lanes of int16 to 8 rows of int32. */
-INLINE __m256i add_lanes(__m256i x)
+/* Both lanes of the two octets x and y, added in int32. Octet 0 has rows 0-3 and 8-11 of the tile, octet 1 the others
+ * (reorder.c), so that interleaving leaves rows 0-7 in out[0] and rows 8-15 in out[1]. */
+INLINE void add_lanes(__m256i x, __m256i y, __m256i out[OCTETS_PER_TILE])
 {
-    return _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(x)),
-                            _mm256_cvtepi16_epi32(_mm256_extracti128_si256(x, 1)));
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i own = _mm256_blend_epi32(x, y, 0xf0), other = _mm256_permute2x128_si256(x, y, 0x21);
+    out[0] = _mm256_madd_epi16(_mm256_unpacklo_epi16(own, other), ones);
+    out[1] = _mm256_madd_epi16(_mm256_unpackhi_epi16(own, other), ones);
 }
-INLINE __m256i widen(octet_sum sum, const int bits, const int exact)
+INLINE void widen(const octet_sum sums[OCTETS_PER_TILE], __m256i rows[OCTETS_PER_TILE], const int bits, const int exact)
 {
-    const __m256i a = add_lanes(sum.a);
-    return two_sums(bits, exact) ? _mm256_add_epi32(a, _mm256_slli_epi32(add_lanes(sum.b), exact ? 5 : 4)) : a;
+    add_lanes(sums[0].a, sums[1].a, rows);
+    if (!two_sums(bits, exact)) return;
+    __m256i high[OCTETS_PER_TILE];
+    add_lanes(sums[0].b, sums[1].b, high);
+    for (int o = 0; o < OCTETS_PER_TILE; o++)
+        rows[o] = _mm256_add_epi32(rows[o], _mm256_slli_epi32(high[o], exact ? 5 : 4));
 }
 
 /* 8 scales (which = 0) or zero points (which = 1) from row r of the block on: group tail (float16), row tail (float32). */

@@ -1,35 +1,36 @@
 /* y = W x for n tokens over one K panel with AVX2: indices are made once per weight register and used for a register
- * block of one tile x 4 tokens (2 tokens where an octet needs two accumulators). */
+ * block of one tile x 4 tokens (2 tokens where an octet needs two accumulators). All tiles of a row block go through a
+ * segment before the next one: its tables, thousands of bytes apart from quad to quad, come from the L2 cache once. */
 #include "avx2.h"
 
 #include <string.h>
 
 enum { GEMM_TOKENS = 4 };
 
-/* What a register block reads and writes: one tile of one row block, tokens [token, token + tokens). */
+/* What a register block reads and writes: one row block, tokens [token, token + tokens). */
 typedef struct {
     const tmac_shape *shape;
     const tmac_lut *lut;
     const uint8_t *segment; /* the block's weights at segment_begin */
     int32_t segment_begin, segment_end;
-    int32_t tile, token;
+    int32_t token;
 } gemm_block;
 
-/* The segment's integers enter the floats. tail: the group tail (unused where group_size is 0). */
-INLINE void add_segment(const gemm_block *b, const uint8_t *tail, int32_t s, __m256i totals[][OCTETS_PER_TILE],
-                        float *partial, const int bits, const int tokens)
+/* The segment's integers of one tile enter the floats. tail: the group tail (unused where group_size is 0). */
+INLINE void add_segment(const gemm_block *b, const uint8_t *tail, int32_t s, int tile,
+                        __m256i totals[][OCTETS_PER_TILE], float *partial, const int bits, const int tokens)
 {
     const tmac_shape *shape = b->shape;
     const int64_t scales = (int64_t)s * b->lut->n + b->token;
     UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
     {
-        const int r = b->tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS, grouped = shape->group_size != 0;
+        const int r = tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS, grouped = shape->group_size != 0;
         const __m256 zero = grouped && shape->has_zeros ? group_tail(tail, 1, r) : _mm256_set1_ps(shape->zero);
         const __m256 constant = _mm256_sub_ps(_mm256_set1_ps(plane_middle(bits)), zero);
         const __m256 scale = grouped ? group_tail(tail, 0, r) : zero;
         UNROLL for (int t = 0; t < tokens; t++)
         {
-            float *at = partial + t * TMAC_ROWS_PER_TILE + o * OCTET_ROWS;
+            float *at = partial + t * TMAC_ROWS_PER_BLOCK + r;
             const __m256 half_scale = _mm256_set1_ps(b->lut->half_scales[scales + t]);
             const __m256 entries = _mm256_cvtepi32_ps(totals[t][o]), sum = _mm256_set1_ps(b->lut->sums[scales + t]);
             __m256 value = _mm256_load_ps(at);
@@ -42,35 +43,54 @@ INLINE void add_segment(const gemm_block *b, const uint8_t *tail, int32_t s, __m
     }
 }
 
-/* partial: float (GEMM_TOKENS, 16), the sums over the segments before; updated. */
-INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int tokens)
+/* Integer sums of one tile over some quads. at: the tile's indices in the first. tables: of the first quad and token. */
+INLINE void quads_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t quads,
+                         __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
+{
+    octet_sum sums[GEMM_TOKENS][OCTETS_PER_TILE];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[t][o].a = sums[t][o].b = _mm256_setzero_si256();
+    for (int32_t quad = 0; quad < quads; quad++) {
+        tile_lookup(at, tables, sums, bits, exact, tokens);
+        at += TILES_PER_BLOCK * bits * INDEX_BYTES;
+        tables += quad_stride;
+    }
+    UNROLL for (int t = 0; t < tokens; t++) widen(sums[t], totals[t], bits, exact);
+}
+
+/* The same over a whole segment, however often the accumulators must be emptied. */
+INLINE void segment_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t steps,
+                           __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
 {
     const int limit = widen_steps(bits, exact);
+    if (limit == MAX_STEPS || steps <= limit) {
+        quads_lookup(at, tables, quad_stride, steps * 2, totals, bits, exact, tokens);
+        return;
+    }
+    __m256i second[GEMM_TOKENS][OCTETS_PER_TILE];
+    quads_lookup(at, tables, quad_stride, limit * 2, totals, bits, exact, tokens);
+    quads_lookup(at + limit * bits * VECTOR_BYTES, tables + limit * 2 * quad_stride, quad_stride, (steps - limit) * 2,
+                 second, bits, exact, tokens);
+    for (int t = 0; t < tokens; t++)
+        for (int o = 0; o < OCTETS_PER_TILE; o++) totals[t][o] = _mm256_add_epi32(totals[t][o], second[t][o]);
+}
+
+/* partial: float (GEMM_TOKENS, 64), the sums over the segments before; updated. */
+INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int tokens)
+{
     const int32_t steps = tmac_steps_per_segment(b->shape);
     const int64_t quad_stride = (int64_t)b->lut->n * (1 + exact) * TABLE_BYTES;
     const int64_t segment_bytes = tmac_segment_bytes(b->shape);
     const uint8_t *segment = b->segment;
     const int8_t *tables = quad_tables(b->lut, b->segment_begin * steps * 2, b->token);
-    for (int32_t s = b->segment_begin; s < b->segment_end; s++, segment += segment_bytes) {
-        const uint8_t *at = segment + b->tile * bits * INDEX_BYTES;
-        __m256i totals[GEMM_TOKENS][OCTETS_PER_TILE];
-        UNROLL for (int t = 0; t < tokens; t++)
-            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) totals[t][o] = _mm256_setzero_si256();
-        for (int32_t begin = 0; begin < steps; begin += limit) {
-            const int32_t quads = 2 * (steps - begin < limit ? steps - begin : limit);
-            octet_sum sums[GEMM_TOKENS][OCTETS_PER_TILE];
-            UNROLL for (int t = 0; t < tokens; t++)
-                UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[t][o].a = sums[t][o].b = _mm256_setzero_si256();
-            for (int32_t quad = 0; quad < quads; quad++) {
-                tile_lookup(at, tables, sums, bits, exact, tokens);
-                at += TILES_PER_BLOCK * bits * INDEX_BYTES;
-                tables += quad_stride;
-            }
-            UNROLL for (int t = 0; t < tokens; t++)
-                UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-                    totals[t][o] = _mm256_add_epi32(totals[t][o], widen(sums[t][o], bits, exact));
+    for (int32_t s = b->segment_begin; s < b->segment_end; s++) {
+        for (int tile = 0; tile < TILES_PER_BLOCK; tile++) {
+            __m256i totals[GEMM_TOKENS][OCTETS_PER_TILE];
+            segment_lookup(segment + tile * bits * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, tokens);
+            add_segment(b, segment + steps * bits * VECTOR_BYTES, s, tile, totals, partial, bits, tokens);
         }
-        add_segment(b, segment + steps * bits * VECTOR_BYTES, s, totals, partial, bits, tokens);
+        segment += segment_bytes;
+        tables += 2 * steps * quad_stride;
     }
 }
 
@@ -99,15 +119,15 @@ static int block_log2(int32_t left, int32_t n, int two)
     return log2;
 }
 
-/* Rows of y to partial, for tokens [first, tokens) of the register block. row: the tile's first. */
+/* Rows of y to partial, for tokens [first, tokens) of the register block. row: the block's first. */
 static void load_partial(const gemm_block *b, int first, int tokens, int32_t row, const float *y, int64_t ldy,
                          float *partial)
 {
-    memset(partial, 0, GEMM_TOKENS * TMAC_ROWS_PER_TILE * sizeof *partial);
+    memset(partial, 0, GEMM_TOKENS * TMAC_ROWS_PER_BLOCK * sizeof *partial);
     if (b->segment_begin == 0) return;
-    const int32_t left = b->shape->m - row, rows = left < TMAC_ROWS_PER_TILE ? left : TMAC_ROWS_PER_TILE;
+    const int32_t left = b->shape->m - row, rows = left < TMAC_ROWS_PER_BLOCK ? left : TMAC_ROWS_PER_BLOCK;
     for (int t = first; t < tokens; t++)
-        for (int32_t r = 0; r < rows; r++) partial[t * TMAC_ROWS_PER_TILE + r] = y[(b->token + t) * ldy + row + r];
+        memcpy(partial + t * TMAC_ROWS_PER_BLOCK, y + (b->token + t) * ldy + row, (size_t)rows * sizeof *partial);
 }
 
 static void store_partial(const gemm_block *b, int first, int tokens, int32_t row, const float *partial,
@@ -115,11 +135,10 @@ static void store_partial(const gemm_block *b, int first, int tokens, int32_t ro
 {
     const int last = b->segment_end == tmac_n_segments(b->shape), grouped = b->shape->group_size != 0;
     for (int t = first; t < tokens; t++)
-        for (int32_t r = 0; r < TMAC_ROWS_PER_TILE; r += OCTET_ROWS) {
-            const int tile_row = b->tile * TMAC_ROWS_PER_TILE + r;
+        for (int32_t r = 0; r < TMAC_ROWS_PER_BLOCK; r += OCTET_ROWS) {
             float *to = y + (b->token + t) * ldy + row + r;
-            __m256 value = _mm256_load_ps(partial + t * TMAC_ROWS_PER_TILE + r);
-            if (last && !grouped) value = finish_rows(b->shape, row_tails, tile_row, value, b->lut->totals[b->token + t]);
+            __m256 value = _mm256_load_ps(partial + t * TMAC_ROWS_PER_BLOCK + r);
+            if (last && !grouped) value = finish_rows(b->shape, row_tails, r, value, b->lut->totals[b->token + t]);
             if (last && b->lut->exact) value = _mm256_mul_ps(value, _mm256_set1_ps(b->lut->token_scales[b->token + t]));
             if (b->shape->m - row - r >= OCTET_ROWS) _mm256_storeu_ps(to, value);
             else _mm256_maskstore_ps(to, first_lanes(b->shape->m - row - r), value);
@@ -132,18 +151,16 @@ void tmac_lut_gemm_avx2(const tmac_shape *shape, const uint8_t *weights, const t
     const int64_t block_bytes = tmac_block_bytes(shape), segment_bytes = tmac_segment_bytes(shape);
     for (int32_t block = block_begin; block < block_end; block++) {
         const uint8_t *at = weights + block * block_bytes;
-        gemm_block b = {shape, lut, at + segment_begin * segment_bytes, segment_begin, segment_end, 0, 0};
+        const int32_t row = block * TMAC_ROWS_PER_BLOCK;
+        gemm_block b = {shape, lut, at + segment_begin * segment_bytes, segment_begin, segment_end, 0};
         for (int32_t token = 0; token < lut->n;) {
             const int log2 = block_log2(lut->n - token, lut->n, two_sums(shape->bits, lut->exact)), tokens = 1 << log2;
             b.token = lut->n - token < tokens ? lut->n - tokens : token;
             const int first = token - b.token;
-            for (b.tile = 0; b.tile < TILES_PER_BLOCK; b.tile++) {
-                const int32_t row = block * TMAC_ROWS_PER_BLOCK + b.tile * TMAC_ROWS_PER_TILE;
-                _Alignas(32) float partial[GEMM_TOKENS * TMAC_ROWS_PER_TILE];
-                load_partial(&b, first, tokens, row, y, ldy, partial);
-                panels[shape->bits - 1][log2](&b, partial);
-                store_partial(&b, first, tokens, row, partial, at + tmac_n_segments(shape) * segment_bytes, y, ldy);
-            }
+            _Alignas(32) float partial[GEMM_TOKENS * TMAC_ROWS_PER_BLOCK];
+            load_partial(&b, first, tokens, row, y, ldy, partial);
+            panels[shape->bits - 1][log2](&b, partial);
+            store_partial(&b, first, tokens, row, partial, at + tmac_n_segments(shape) * segment_bytes, y, ldy);
             token = b.token + tokens;
         }
     }

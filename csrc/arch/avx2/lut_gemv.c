@@ -25,32 +25,40 @@ INLINE void add_segment(const tmac_shape *shape, const uint8_t *at, const tmac_l
     }
 }
 
-/* Tiles [first, first + tiles) of one segment: their integer sums. Two accumulators per octet fit the registers for two
- * tiles only; the second half of the rows then reads its weights from the L1 cache's lines of the first. */
+/* Integer sums of tiles [first, first + tiles) over steps [begin, end) of a segment. */
+INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t begin, int32_t end, const int first,
+                         const int tiles, __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+{
+    octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
+    UNROLL for (int i = 0; i < tiles; i++)
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
+    for (int32_t step = begin; step < end; step++)
+        UNROLL for (int quad = 0; quad < 2; quad++)
+        {
+            const uint8_t *at = segment + ((step * 2 + quad) * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
+            UNROLL for (int line = 0; line < tiles * bits * INDEX_BYTES; line += 64)
+                _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
+            UNROLL for (int i = 0; i < tiles; i++)
+                tile_lookup(at + i * bits * INDEX_BYTES, tables + (step * 2 + quad) * (1 + exact) * TABLE_BYTES, sums[i],
+                            bits, exact, 1);
+        }
+    UNROLL for (int i = 0; i < tiles; i++) widen(sums[i][0], totals[i], bits, exact);
+}
+
+/* The same over a whole segment, however often the accumulators must be emptied. */
 INLINE void segment_lookup(const uint8_t *segment, const int8_t *tables, int32_t steps, const int first,
                            const int tiles, __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
 {
     const int limit = widen_steps(bits, exact);
-    UNROLL for (int i = 0; i < tiles; i++)
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) totals[i][o] = _mm256_setzero_si256();
-    for (int32_t begin = 0; begin < steps; begin += limit) {
-        octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
-        UNROLL for (int i = 0; i < tiles; i++)
-            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
-        for (int32_t step = begin; step < steps && step < begin + limit; step++)
-            UNROLL for (int quad = 0; quad < 2; quad++)
-            {
-                const uint8_t *at = segment + ((step * 2 + quad) * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
-                UNROLL for (int line = 0; line < tiles * bits * INDEX_BYTES; line += 64)
-                    _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
-                UNROLL for (int i = 0; i < tiles; i++)
-                    tile_lookup(at + i * bits * INDEX_BYTES, tables + (step * 2 + quad) * (1 + exact) * TABLE_BYTES,
-                                sums[i], bits, exact, 1);
-            }
-        UNROLL for (int i = 0; i < tiles; i++)
-            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-                totals[i][o] = _mm256_add_epi32(totals[i][o], widen(sums[i][0][o], bits, exact));
+    if (limit == MAX_STEPS || steps <= limit) {
+        steps_lookup(segment, tables, 0, steps, first, tiles, totals, bits, exact);
+        return;
     }
+    __m256i second[TILES_PER_BLOCK][OCTETS_PER_TILE];
+    steps_lookup(segment, tables, 0, limit, first, tiles, totals, bits, exact);
+    steps_lookup(segment, tables, limit, steps, first, tiles, second, bits, exact);
+    for (int i = 0; i < tiles; i++)
+        for (int o = 0; o < OCTETS_PER_TILE; o++) totals[i][o] = _mm256_add_epi32(totals[i][o], second[i][o]);
 }
 
 /* rows: the block's 64 rows, finished. at: the row tail. */
@@ -69,6 +77,8 @@ static void store_rows(const tmac_shape *shape, const uint8_t *at, const tmac_lu
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
+    /* Two accumulators per octet fit the registers for two tiles only; the second half of the rows then reads its
+     * weights from the L1 cache, since the prefetch of the first has brought half of each step's lines. */
     const int tiles = two_sums(bits, exact) ? TILES_PER_BLOCK / 2 : TILES_PER_BLOCK;
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t step_bytes = bits * VECTOR_BYTES, segment_bytes = tmac_segment_bytes(shape);
