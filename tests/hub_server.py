@@ -25,6 +25,10 @@ class Repo:
     revisions: tuple[str, ...] = ("main", "v2", COMMIT)
     # Bytes after which the connection is cut, one entry for each coming GET of the file.
     cuts: dict[str, list[int]] = field(default_factory=dict)
+    # Bytes after which a GET of the file goes on only when the client has left.
+    stalls: dict[str, int] = field(default_factory=dict)
+    # Whether Range headers are respected.
+    ranges: bool = True
     # Status with which every request of the file listing is answered.
     broken: int | None = None
 
@@ -132,10 +136,11 @@ def _handler_class(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 raise _Answer(404, "EntryNotFound", "Entry not found")
             data = repo.files[file]
             begin = 0
-            if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            if match and repo.ranges:
                 begin = int(match[1])
             self.send_response(206 if begin else 200)
-            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(data) - begin))
@@ -149,6 +154,11 @@ def _handler_class(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data[begin : begin + cuts.pop(0)])
                 self.close_connection = True
                 self.connection.close()
+                return
+            if stall := repo.stalls.get(file):
+                self.wfile.write(data[begin : begin + stall])
+                self.connection.recv(1)
+                self.close_connection = True
                 return
             self.wfile.write(data[begin:])
 

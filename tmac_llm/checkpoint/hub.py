@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tmac_llm.checkpoint.files import read_json
+from tmac_llm.checkpoint.hub_download import Transfer, download_blob
 from tmac_llm.checkpoint.hub_errors import endpoint, explain, is_offline, is_unreachable
 from tmac_llm.checkpoint.index import INDEX, refuse_without_safetensors
 from tmac_llm.errors import HubError
@@ -59,7 +60,7 @@ def fetch(
     safetensors.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    if str(source) and path.exists():
         if revision is not None:
             raise HubError(f"{source}: a local path has no revision; leave --revision out")
         return path
@@ -67,10 +68,10 @@ def fetch(
     if not _REPO_ID.fullmatch(repo):
         raise HubError(f"{repo}: no such file or directory, and not a Hub id of the form owner/name")
     try:
-        files = _list_files(repo, revision, token)
-        if files is None:
+        listing = _list_files(repo, revision, token)
+        if listing is None:
             return _cached(repo, revision)
-        return _download(repo, revision, token, files, progress)
+        return _download(repo, revision, token, *listing, progress)
     except Exception as error:
         if explained := explain(error, repo, revision):
             raise explained from error
@@ -101,8 +102,8 @@ def needed_files(repo: str, names: Iterable[str]) -> list[str]:
     return weights + [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in _SMALL_FILES)]
 
 
-def _list_files(repo: str, revision: str | None, token: str | None) -> dict[str, int] | None:
-    """File name -> size in bytes, or None when the Hub cannot be reached."""
+def _list_files(repo: str, revision: str | None, token: str | None) -> tuple[str, dict[str, int]] | None:
+    """(commit, file name -> size in bytes), or None when the Hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -115,35 +116,49 @@ def _list_files(repo: str, revision: str | None, token: str | None) -> dict[str,
             raise
         _log.warning("%s cannot be reached; looking for %s in the cache", endpoint(), repo)
         return None
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+    if info.sha is None:
+        raise HubError(f"{repo}: {endpoint()} did not name a commit; try again later")
+    return info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def _download(
-    repo: str, revision: str | None, token: str | None, files: dict[str, int], progress: Progress | None
+    repo: str,
+    revision: str | None,
+    token: str | None,
+    commit: str,
+    files: dict[str, int],
+    progress: Progress | None,
 ) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = needed_files(repo, files)
     total = sum(files[name] for name in wanted)
-    cached = _cached_bytes(repo, revision, files, wanted)
+    missing = [name for name in wanted if not _is_cached(repo, name, commit)]
+    cached = total - sum(files[name] for name in missing)
     _check_space(repo, total - cached)
-    meter = _Meter()
+    transfer = Transfer()
 
     def work() -> str:
+        for name in missing:
+            if name.endswith(".safetensors"):
+                download_blob(repo, name, commit, token, transfer)
+        # Takes over what is in the cache, adds the small files, and notes which commit the revision is.
         return snapshot_download(
             repo,
             revision=revision,
             token=token,
             allow_patterns=[glob.escape(name) for name in wanted],
-            tqdm_class=meter.bar_class(),
-            max_workers=4,
+            tqdm_class=_silent_bar(),
         )
 
     def report() -> None:
         if progress is not None:
-            progress(min(cached + meter.bytes_done(), total), total)
+            progress(min(cached + transfer.n_bytes, total), total)
 
-    path = Path(_in_thread(work, report, meter.cancel))
+    def cancel() -> None:
+        transfer.cancelled = True
+
+    path = Path(_in_thread(work, report, cancel))
     if progress is not None:
         progress(total, total)
     return path
@@ -171,19 +186,15 @@ def _cached(repo: str, revision: str | None) -> Path:
         shards = shards if all((path / str(name)).exists() for name in listed) else []
     if not shards or not (path / "config.json").exists():
         raise HubError(
-            f"{repo}: {reason} and the cache holds only a part of the model; run again with a network"
+            f"{repo}: {reason} and the cache has only a part of the model; run again with a network"
         )
     return path
 
 
-def _cached_bytes(repo: str, revision: str | None, files: dict[str, int], wanted: list[str]) -> int:
+def _is_cached(repo: str, name: str, commit: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return sum(
-        files[name]
-        for name in wanted
-        if isinstance(try_to_load_from_cache(repo, name, revision=revision), str)
-    )
+    return isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
 
 
 def _check_space(repo: str, n_bytes: int) -> None:
@@ -199,41 +210,20 @@ def _check_space(repo: str, n_bytes: int) -> None:
         )
 
 
-class _Meter:
-    """Sums the byte counts of huggingface_hub's progress bars, shows nothing, and can stop a download."""
+def _silent_bar() -> type[Any]:
+    from huggingface_hub import utils
 
-    def __init__(self) -> None:
-        self._byte_bars: list[Any] = []
-        self._cancelled = False
+    api: Any = utils  # its names are exported lazily, which hides them from type checkers
 
-    def bytes_done(self) -> int:
-        # One bar counts bytes received, another bytes written: the further one is the progress.
-        return max((int(bar.n) for bar in self._byte_bars), default=0)
+    class Bar(api.tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
 
-    def cancel(self) -> None:
-        self._cancelled = True
-
-    def bar_class(self) -> type[Any]:
-        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-        meter = self
-
-        class Bar(tqdm):
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-                if kwargs.get("unit") == "B":
-                    meter._byte_bars.append(self)
-
-            def update(self, n: float | None = 1) -> None:
-                if meter._cancelled:
-                    raise InterruptedError("download cancelled")
-                self.n += n or 0
-
-        return Bar
+    return Bar
 
 
 def _in_thread(work: Callable[[], str], report: Callable[[], None], cancel: Callable[[], None]) -> str:
-    """Run `work` in a thread so that Ctrl-C stops it: huggingface_hub waits for whole files otherwise."""
+    """Run `work` in a thread and `report` in this one, so that Ctrl-C is seen at once."""
     result: list[str] = []
     failure: list[BaseException] = []
 
