@@ -42,7 +42,7 @@ enum {
 
 static inline int32_t tmac_segment_columns(const tmac_shape *s) { return s->group_size ? s->group_size : 128; }
 static inline int32_t tmac_padded_k(const tmac_shape *s) { return (s->k + 127) / 128 * 128; }
-static inline int32_t tmac_n_blocks(const tmac_shape *s) { return (s->m + 63) / 64; }
+static inline int32_t tmac_n_blocks(const tmac_shape *s) { return (s->m - 1) / 64 + 1; }
 static inline int32_t tmac_n_segments(const tmac_shape *s) { return tmac_padded_k(s) / tmac_segment_columns(s); }
 static inline int32_t tmac_steps_per_segment(const tmac_shape *s) { return tmac_segment_columns(s) / 32; }
 static inline int64_t tmac_segment_bytes(const tmac_shape *s)

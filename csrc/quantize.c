@@ -139,15 +139,16 @@ static fit min_max(const group *g)
     return stored(g, below > above ? below : above, g->zero);
 }
 
-/* Start i of the search: the range of the group, narrowed in steps; without zero points also mirrored. */
-static fit start(const group *g, int i)
+/* Start i of the search: the range of the group, narrowed in steps, and shifted by a part of a code (with zero points)
+ * or mirrored (without). */
+static fit start(const group *g, int i, float shift)
 {
     const float top = (float)g->top;
     const float narrowest = g->top == 1 ? 0.3f : g->top == 3 ? 0.45f : g->top == 7 ? 0.6f : 0.75f;
     const float width = 1 - (1 - narrowest) * (float)i / (N_WIDTHS - 1);
     if (g->has_zeros) {
         const float scale = (g->high - g->low) * width / top;
-        return (fit){scale, scale > 0 ? top / 2 - (g->low + g->high) / 2 / scale : 0, 0};
+        return (fit){scale, scale > 0 ? top / 2 + shift - (g->low + g->high) / 2 / scale : 0, 0};
     }
     const float levels = g->zero > top - g->zero ? g->zero : top - g->zero; /* on the longer side of zero */
     const float amax = -g->low > g->high ? -g->low : g->high;
@@ -166,11 +167,12 @@ static fit search(const group *g, fit plain)
 {
     fit best[N_STARTS] = {{.error = INFINITY}, {.error = INFINITY}}, found = plain;
     const int mirrored = !g->has_zeros && g->zero * 2 != (float)g->top;
-    for (int i = 0; i < N_WIDTHS; i++) {
-        const fit f = start(g, i);
-        keep_best_two(best, refit(g, f.scale, f.zero));
-        if (mirrored) keep_best_two(best, refit(g, -f.scale, f.zero));
-    }
+    for (int i = 0; i < N_WIDTHS; i++)
+        for (int shift = g->has_zeros ? -1 : 0; shift <= g->has_zeros; shift++) {
+            const fit f = start(g, i, 0.3f * (float)shift);
+            keep_best_two(best, refit(g, f.scale, f.zero));
+            if (mirrored) keep_best_two(best, refit(g, -f.scale, f.zero));
+        }
     for (int b = 0; b < N_STARTS; b++) {
         fit f = best[b];
         for (int i = 0; i < N_ROUNDS && isfinite(f.error); i++) {

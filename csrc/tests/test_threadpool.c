@@ -1,0 +1,115 @@
+/* Every item runs exactly once, for every number of items, grain and threads; callers take turns; a forked child works. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "threadpool.h"
+
+enum { MAX_ITEMS = 5000 };
+
+typedef struct {
+    _Atomic int runs[MAX_ITEMS];
+    int32_t n, grain;
+    _Atomic int bad_chunk;
+} count_job;
+
+static void count(void *context, int32_t begin, int32_t end, int thread)
+{
+    count_job *job = context;
+    if (begin < 0 || begin >= end || end > job->n || thread < 0 || thread >= tmac_pool_size()) job->bad_chunk = 1;
+    if (end - begin > job->grain && !(begin == 0 && end == job->n && thread == 0)) job->bad_chunk = 1;
+    for (int32_t i = begin; i < end; i++) job->runs[i]++;
+}
+
+static void check_once(int32_t n, int32_t grain)
+{
+    static count_job job;
+    memset(&job, 0, sizeof job);
+    job.n = n;
+    job.grain = grain;
+    tmac_parallel_for(n, grain, count, &job);
+    CHECK(!job.bad_chunk, "n %d grain %d threads %d", n, grain, tmac_pool_size());
+    for (int32_t i = 0; i < MAX_ITEMS; i++)
+        CHECK(job.runs[i] == (i < n), "item %d ran %d times; n %d grain %d threads %d", i, job.runs[i], n, grain,
+              tmac_pool_size());
+}
+
+static void test_every_item_once(void)
+{
+    static const int32_t sizes[] = {0, 1, 2, 3, 7, 64, 65, 1000, MAX_ITEMS}, grains[] = {1, 2, 5, 64, 10000};
+    for (int threads = 1; threads <= 9; threads++) {
+        CHECK(tmac_pool_start(threads) == 0, "threads %d", threads);
+        CHECK(tmac_pool_size() == threads, "threads %d", threads);
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            for (size_t j = 0; j < sizeof grains / sizeof *grains; j++) check_once(sizes[i], grains[j]);
+    }
+}
+
+typedef struct {
+    int32_t values[64];
+} add_job;
+
+static void add(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    for (int32_t i = begin; i < end; i++) ((add_job *)context)->values[i]++;
+}
+
+/* Many jobs in a row, some after a pause in which the workers fall asleep: no wake-up is lost, no write is missed. */
+static void test_many_jobs(void)
+{
+    enum { JOBS = 4000 };
+    add_job job = {{0}};
+    tmac_pool_start(3);
+    for (int i = 0; i < JOBS; i++) {
+        tmac_parallel_for(64, 1 + i % 5, add, &job);
+        if (i % 500 == 0) usleep(2000);
+    }
+    for (int i = 0; i < 64; i++) CHECK(job.values[i] == JOBS, "item %d: %d", i, job.values[i]);
+}
+
+static void *many_jobs(void *argument)
+{
+    for (int i = 0; i < 500; i++) tmac_parallel_for(64, 4, add, argument);
+    return NULL;
+}
+
+static void test_callers_take_turns(void)
+{
+    add_job jobs[4] = {{{0}}};
+    pthread_t callers[4];
+    tmac_pool_start(2);
+    for (int i = 0; i < 4; i++) pthread_create(&callers[i], NULL, many_jobs, &jobs[i]);
+    for (int i = 0; i < 4; i++) pthread_join(callers[i], NULL);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 64; j++) CHECK(jobs[i].values[j] == 500, "caller %d item %d", i, j);
+}
+
+static void test_fork(void)
+{
+    tmac_pool_start(4);
+    check_once(1000, 3);
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(20); /* a hang is a failure, not a hang of the test */
+        check_once(1000, 3);
+        check_once(1000, 3);
+        _exit(tmac_pool_size() == 4 ? 0 : 1);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child status %d", status);
+    check_once(1000, 3);
+}
+
+int main(void)
+{
+    test_every_item_once();
+    test_many_jobs();
+    test_callers_take_turns();
+    test_fork();
+    tmac_pool_start(1);
+    return 0;
+}
