@@ -97,7 +97,9 @@ def run(
     limit = decoder.config.max_position_embeddings
     for test in tests:
         if test.n_depth + test.n_tokens > limit:
-            raise UsageError(f"{test.name} needs {test.n_depth + test.n_tokens} tokens, the context has {limit}")
+            raise UsageError(
+                f"{test.name} needs {test.n_depth + test.n_tokens} tokens, the context has {limit}"
+            )
     rng = np.random.default_rng(0)
     total = len(tests) * len(threads) * (repetitions + 1)
     done = 0

@@ -31,9 +31,13 @@ class BenchCommand(TyperCommand):
 
 def bench(
     model: opt.Model = None,
-    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths, a list such as 128,512.")] = "512",
+    n_prompt: Annotated[
+        str, typer.Option("-p", "--n-prompt", help="Prompt lengths, a list such as 128,512.")
+    ] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Answer lengths, a list.")] = "128",
-    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens of context before each test, a list.")] = "0",
+    n_depth: Annotated[
+        str, typer.Option("-d", "--n-depth", help="Tokens of context before each test, a list.")
+    ] = "0",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Samples of each test.")] = 5,
     threads: Annotated[
         str | None,
@@ -48,13 +52,19 @@ def bench(
     output: Annotated[str, typer.Option("-o", "--output", help="md, json, jsonl or csv.")] = "md",
     synthetic: Annotated[
         str | None,
-        typer.Option("--synthetic", metavar="SHAPE", help="Random weights at a known model's shapes; no checkpoint."),
+        typer.Option(
+            "--synthetic", metavar="SHAPE", help="Random weights at a known model's shapes; no checkpoint."
+        ),
     ] = None,
     bits: Annotated[
         int | None, typer.Option("--bits", "-b", show_default="2", help="Bits of the synthetic weights.")
     ] = None,
-    group_size: Annotated[int, typer.Option("--group-size", "-g", help="Group size of the synthetic weights.")] = 128,
-    head_bits: Annotated[int, typer.Option("--head-bits", help="Bits of the synthetic embedding and head.")] = 8,
+    group_size: Annotated[
+        int, typer.Option("--group-size", "-g", help="Group size of the synthetic weights.")
+    ] = 128,
+    head_bits: Annotated[
+        int, typer.Option("--head-bits", help="Bits of the synthetic embedding and head.")
+    ] = 8,
     tables: opt.Tables = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -103,7 +113,12 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _open(
-    model: str | None, synthetic: str | None, bits: int | None, group_size: int, head_bits: int, tables: str | None
+    model: str | None,
+    synthetic: str | None,
+    bits: int | None,
+    group_size: int,
+    head_bits: int,
+    tables: str | None,
 ) -> tuple[str, Decoder, str]:
     from tmac_llm.load import load_decoder
 
@@ -177,7 +192,9 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             Path(row["model_filename"]).name,
             row["model_type"],
             console.size(row["model_size"]),
-            f"{row['model_n_params'] / 1e6:.1f} M" if row["model_n_params"] < 1e9 else f"{row['model_n_params'] / 1e9:.2f} G",
+            f"{row['model_n_params'] / 1e6:.1f} M"
+            if row["model_n_params"] < 1e9
+            else f"{row['model_n_params'] / 1e9:.2f} G",
             str(row["n_threads"]),
             row["test"],
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
@@ -189,5 +206,6 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *cells]
     return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n" for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        for line in lines
     )

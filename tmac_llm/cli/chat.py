@@ -22,7 +22,9 @@ def chat(
     model: opt.Model = None,
     system: Annotated[
         str | None,
-        typer.Option("--system", "-s", envvar="TMAC_SYSTEM", help="System prompt; @FILE reads it from a file."),
+        typer.Option(
+            "--system", "-s", envvar="TMAC_SYSTEM", help="System prompt; @FILE reads it from a file."
+        ),
     ] = None,
     max_tokens: opt.MaxTokens = None,
     temperature: opt.Temperature = None,
@@ -33,7 +35,10 @@ def chat(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     stats: Annotated[
-        bool, typer.Option("--stats/--no-stats", envvar="TMAC_STATS", help="A line of statistics after each answer.")
+        bool,
+        typer.Option(
+            "--stats/--no-stats", envvar="TMAC_STATS", help="A line of statistics after each answer."
+        ),
     ] = True,
     context: opt.Context = None,
     tables: opt.Tables = None,
@@ -87,7 +92,9 @@ def _greet(llm: LLM, *, is_default: bool) -> None:
         f"{kernels.n_threads()} threads · /help lists the commands, Ctrl-D leaves"
     )
     if is_default:
-        console.note("A small storyteller. Try: Tell me a story about a brave frog named Lily and a red ball.")
+        console.note(
+            "A small storyteller. Try: Tell me a story about a brave frog named Lily and a red ball."
+        )
 
 
 def _talk(session: ChatSession) -> None:

@@ -27,7 +27,9 @@ def run_command(session: ChatSession, line: str) -> str | None:
     name, _, argument = line[1:].partition(" ")
     command = COMMANDS.get(name)
     if command is None:
-        raise UsageError(f"/{name}: no such command; /help lists them (begin with // to send a message with a slash)")
+        raise UsageError(
+            f"/{name}: no such command; /help lists them (begin with // to send a message with a slash)"
+        )
     return command.run(session, argument.strip())
 
 
@@ -59,14 +61,18 @@ def _set(session: ChatSession, argument: str) -> None:
     if name and name not in SAMPLING_TYPES:
         raise UsageError(f"/set {name}: no such setting; there are {', '.join(SAMPLING_TYPES)}")
     if name and not value.strip():
-        raise UsageError(f"/set {name}: expected a value, for example /set {name} 1; `default` takes the model's own")
+        raise UsageError(
+            f"/set {name}: expected a value, for example /set {name} 1; `default` takes the model's own"
+        )
     if name and value.strip() == "default":
         session.sampling.pop(name, None)
     elif name:
         session.sampling[name] = _number(name, value.strip())
     for key, default in session.llm.sampling_defaults().items():
         mine = session.sampling.get(key)
-        console.note(f"  {key} {default if mine is None else mine}" + ("" if mine is None else "  (set here)"))
+        console.note(
+            f"  {key} {default if mine is None else mine}" + ("" if mine is None else "  (set here)")
+        )
 
 
 def _number(name: str, text: str) -> float | int:
@@ -115,7 +121,9 @@ def _stats(session: ChatSession, argument: str) -> None:
         return
     console.note(statistics_line(session.last))
     used = session.last.n_prompt + session.last.n_generated
-    console.note(f"context: {used} of {session.llm.context_length} tokens used, {len(session.messages)} messages")
+    console.note(
+        f"context: {used} of {session.llm.context_length} tokens used, {len(session.messages)} messages"
+    )
 
 
 def _exit(session: ChatSession, argument: str) -> str:

@@ -118,9 +118,13 @@ class ChatSession:
             raise UsageError(f"{path}: not JSON: {error}") from error
         messages = record.get("messages") if isinstance(record, dict) else record
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-            raise UsageError(f'{path}: expected "messages", a list of objects with the texts "role" and "content"')
+            raise UsageError(
+                f'{path}: expected "messages", a list of objects with the texts "role" and "content"'
+            )
         self.system = next((m["content"] for m in messages if m["role"] == "system"), None)
-        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages if m["role"] != "system"]
+        self.messages = [
+            {"role": m["role"], "content": m["content"]} for m in messages if m["role"] != "system"
+        ]
 
 
 def statistics_line(result: Completion) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
+
 if TYPE_CHECKING:
     from tmac_llm.convert import ConvertReport
 
@@ -40,18 +41,26 @@ def convert(
     head_bits: Annotated[
         int | None,
         typer.Option(
-            "--head-bits", envvar="TMAC_HEAD_BITS", show_default="8", help="Bits of embedding and output head: 2 to 8, or 16."
+            "--head-bits",
+            envvar="TMAC_HEAD_BITS",
+            show_default="8",
+            help="Bits of embedding and output head: 2 to 8, or 16.",
         ),
     ] = None,
     symmetric: Annotated[
         bool, typer.Option("--symmetric", help="No zero points: 16 bits less per group, larger error.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", envvar="TMAC_REVISION", help="Branch, tag or commit of the Hub repository.")
+        str | None,
+        typer.Option(
+            "--revision", envvar="TMAC_REVISION", help="Branch, tag or commit of the Hub repository."
+        ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="HF_TOKEN", help="Access token for gated repositories.", show_default=False),
+        typer.Option(
+            "--token", envvar="HF_TOKEN", help="Access token for gated repositories.", show_default=False
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing target; allow bits that ruin the model.")
@@ -107,5 +116,9 @@ def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     if dry_run:
         return
     if report.gain is not None:
-        console.note(f"scale search {report.gain:.1%} less squared error than min-max rounding; NMSE {report.nmse:.2e}")
-    console.note(f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}")
+        console.note(
+            f"scale search {report.gain:.1%} less squared error than min-max rounding; NMSE {report.nmse:.2e}"
+        )
+    console.note(
+        f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}"
+    )

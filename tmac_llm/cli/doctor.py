@@ -77,7 +77,9 @@ def _quota(granted: float | None) -> str:
 def _versions() -> str:
     from importlib.metadata import version
 
-    return ", ".join(f"{name} {version(name)}" for name in ("numpy", "tokenizers", "safetensors", "huggingface-hub"))
+    return ", ".join(
+        f"{name} {version(name)}" for name in ("numpy", "tokenizers", "safetensors", "huggingface-hub")
+    )
 
 
 def _self_test() -> str:

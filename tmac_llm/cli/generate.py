@@ -27,10 +27,15 @@ def generate(
         str | None,
         typer.Option("--prompt", "-p", help="The prompt; @FILE reads a file, - or nothing reads stdin."),
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", envvar="TMAC_SYSTEM", help="System prompt.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", envvar="TMAC_SYSTEM", help="System prompt.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with text, usage, timings and finish reason.")
+        bool,
+        typer.Option("--json", help="Print one JSON object with text, usage, timings and finish reason."),
     ] = False,
     max_tokens: opt.MaxTokens = None,
     temperature: opt.Temperature = None,
@@ -65,7 +70,9 @@ def generate(
         "stop": stop,
     }
     with open_model(model, threads=threads, tables=tables, context=context) as llm:
-        stream = _start(llm, text, read_text(system), raw, {k: v for k, v in sampling.items() if v is not None})
+        stream = _start(
+            llm, text, read_text(system), raw, {k: v for k, v in sampling.items() if v is not None}
+        )
         for piece in stream:
             if not as_json:
                 console.out(piece)
@@ -111,7 +118,9 @@ def _read_stdin() -> str:
 def _start(llm: LLM, text: str, system: str | None, raw: bool, sampling: dict[str, Any]) -> Stream:
     if raw:
         if system:
-            raise UsageError("--system needs the chat template; leave out --raw, or put the text into the prompt")
+            raise UsageError(
+                "--system needs the chat template; leave out --raw, or put the text into the prompt"
+            )
         return llm.stream(text, raw=True, **sampling)
     if not system:
         return llm.stream(text, **sampling)

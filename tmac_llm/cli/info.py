@@ -39,7 +39,9 @@ def info(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.out(f"{name.replace('_', ' '):<{width}}  {console.size(value) if name == 'size' else value}\n")
+        console.out(
+            f"{name.replace('_', ' '):<{width}}  {console.size(value) if name == 'size' else value}\n"
+        )
 
 
 def _facts(packed: PackedModel) -> dict[str, Any]:
@@ -47,7 +49,9 @@ def _facts(packed: PackedModel) -> dict[str, Any]:
 
     config, quantization = packed.config, packed.quantization
     tokenizer = Tokenizer.from_dir(packed.path)
-    heads = f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value, {config.head_dim} wide"
+    heads = (
+        f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value, {config.head_dim} wide"
+    )
     return {
         "path": str(packed.path),
         "size": packed.n_bytes,

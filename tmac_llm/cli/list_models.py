@@ -15,7 +15,9 @@ from tmac_llm.cli import options as opt
 
 
 def list_models(
-    known: Annotated[bool, typer.Option("--known", help="List well-known models that can be converted.")] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="List well-known models that can be converted.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -36,7 +38,12 @@ def _store_rows() -> list[dict[str, object]]:
     from tmac_llm import store
 
     return [
-        {"name": entry.name, "bits": "float" if entry.bits == 16 else entry.bits, "size": entry.n_bytes, "source": entry.source_format}
+        {
+            "name": entry.name,
+            "bits": "float" if entry.bits == 16 else entry.bits,
+            "size": entry.n_bytes,
+            "source": entry.source_format,
+        }
         for entry in store.list_models()
     ]
 
@@ -52,7 +59,9 @@ def _table(rows: list[dict[str, object]]) -> None:
     cells = [[_cell(name, row[name]) for name in columns] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
     for line in [[name.upper() for name in columns], *cells]:
-        console.out("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+        console.out(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+        )
 
 
 def _cell(name: str, value: object) -> str:

@@ -56,7 +56,9 @@ def _convert_once(source: str) -> Path:
 
     if store.matches(source):
         return store.resolve(source)
-    console.note(f"{source}: not converted yet; converting with default options (`tmac-llm convert` has more)")
+    console.note(
+        f"{source}: not converted yet; converting with default options (`tmac-llm convert` has more)"
+    )
     report = run_conversion(source)
     show_report(report, dry_run=False)
     return report.path

@@ -34,7 +34,8 @@ Model = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", callback=_quiet)]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks.", envvar="TMAC_DEBUG", callback=_debug, is_eager=True)
+    bool,
+    typer.Option("--debug", help="Show tracebacks.", envvar="TMAC_DEBUG", callback=_debug, is_eager=True),
 ]
 Threads = Annotated[
     int | None,
@@ -70,37 +71,58 @@ Context = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", min=0.0, envvar="TMAC_TEMPERATURE", show_default="the model's", help="0 is greedy."),
+    typer.Option(
+        "--temperature", min=0.0, envvar="TMAC_TEMPERATURE", show_default="the model's", help="0 is greedy."
+    ),
 ]
 TopK = Annotated[
     int | None,
-    typer.Option("--top-k", min=0, envvar="TMAC_TOP_K", show_default="the model's", help="0 keeps every token."),
+    typer.Option(
+        "--top-k", min=0, envvar="TMAC_TOP_K", show_default="the model's", help="0 keeps every token."
+    ),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option("--top-p", min=0.0, max=1.0, envvar="TMAC_TOP_P", show_default="the model's", help="1 is off."),
+    typer.Option(
+        "--top-p", min=0.0, max=1.0, envvar="TMAC_TOP_P", show_default="the model's", help="1 is off."
+    ),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option("--min-p", min=0.0, max=1.0, envvar="TMAC_MIN_P", show_default="the model's", help="0 is off."),
+    typer.Option(
+        "--min-p", min=0.0, max=1.0, envvar="TMAC_MIN_P", show_default="the model's", help="0 is off."
+    ),
 ]
 RepeatPenalty = Annotated[
     float | None,
     typer.Option(
-        "--repeat-penalty", min=0.01, envvar="TMAC_REPEAT_PENALTY", show_default="the model's", help="1 is off."
+        "--repeat-penalty",
+        min=0.01,
+        envvar="TMAC_REPEAT_PENALTY",
+        show_default="the model's",
+        help="1 is off.",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, envvar="TMAC_SEED", show_default="random, printed", help="Same seed, same text."),
+    typer.Option(
+        "--seed", min=0, envvar="TMAC_SEED", show_default="random, printed", help="Same seed, same text."
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option("--stop", help="End the answer before this text; may be given several times.", show_default=False),
+    typer.Option(
+        "--stop", help="End the answer before this text; may be given several times.", show_default=False
+    ),
 ]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", "-n", min=1, envvar="TMAC_MAX_TOKENS", show_default="to the end", help="Longest answer."
+        "--max-tokens",
+        "-n",
+        min=1,
+        envvar="TMAC_MAX_TOKENS",
+        show_default="to the end",
+        help="Longest answer.",
     ),
 ]
