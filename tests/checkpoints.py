@@ -31,8 +31,8 @@ _TEMPLATE = (
 class Checkpoint:
     """A checkpoint on disk, and what it means.
 
-    config: its config.json. weights: float32 (m, k) of every linear, embedding and lm_head, as a decoder should
-    use them. vectors: float32 norms and biases by the tensor names of a packed model.
+    config: its config.json. weights: float32 (m, k) of every linear, embedding and lm_head, as a decoder
+    should use them. vectors: float32 norms and biases by the tensor names of a packed model.
     """
 
     path: Path
@@ -78,7 +78,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def pack_bitnet(ternary: np.ndarray) -> np.ndarray:
-    """int8 (m, k) of -1, 0, 1 as uint8 (ceil(m / 4), k): rows r, r+R, r+2R, r+3R share a byte, lowest bits first."""
+    """int8 (m, k) of -1, 0, 1 as uint8 (R, k), R = ceil(m / 4): rows r, r+R, r+2R, r+3R share a byte, from bit 0."""
     quarter = -(-len(ternary) // 4)
     codes = np.zeros((4 * quarter, ternary.shape[1]), np.uint8)
     codes[: len(ternary)] = ternary + 1

@@ -126,7 +126,7 @@ def convert(
                 writer, plan, error, lambda name, share: report(name, int(share * n_bytes), n_bytes)
             )
             copies = [directory / name for name in COPIED if (directory / name).is_file()]
-            bytes_after = writer.finish(plan.config, copies)
+            bytes_after = writer.finish(plan.config(_provenance(source, local, revision)), copies)
     matrices = tuple(MatrixReport(m.name, *m.weight.shape, m.bits, m.spec.n_bytes) for m in plan.matrices)
     return ConvertReport(
         path=target,
@@ -194,6 +194,13 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
             yield item
+
+
+def _provenance(source: str | Path, local: Path, revision: str | None) -> str:
+    """What the packed model says it was made from: a Hub id with its revision, or an absolute path."""
+    if local == Path(source).expanduser():
+        return str(local.resolve())
+    return f"{source}@{revision}" if revision else str(source)
 
 
 def _check_tokenizer(directory: Path, vocab_size: int, force: bool) -> None:

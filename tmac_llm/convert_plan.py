@@ -112,10 +112,9 @@ class Plan:
         vectors = [TensorSpec(name, "F32", vector.shape) for name, vector in self.vectors.items()]
         return [matrix.spec for matrix in self.matrices] + vectors
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """config.json of the packed model."""
-        source, options = self._checkpoint.raw_config, self._options
+    def config(self, source: str) -> dict[str, Any]:
+        """config.json of the packed model; source: the Hub id or directory it was made from."""
+        options = self._options
         quantization = {
             "quant_method": QUANT_METHOD,
             "format_version": files.FORMAT_VERSION,
@@ -127,10 +126,11 @@ class Plan:
             "symmetric": options.symmetric,
             "int8_activations": self._checkpoint.config.int8_activations,
             "sub_norms": self._checkpoint.config.sub_norms,
+            "source": source,
             "source_format": self._checkpoint.format,
             "matrices": {matrix.name: asdict(matrix.shape) for matrix in self.matrices if matrix.shape},
         }
-        kept = {key: value for key, value in source.items() if key not in _NOT_COPIED}
+        kept = {key: value for key, value in self._checkpoint.raw_config.items() if key not in _NOT_COPIED}
         return {**kept, "quantization_config": quantization}
 
     @property

@@ -23,12 +23,16 @@ _ENCODING = re.compile(r"-(?:[0-9]+bit|ternary)(?:-g[0-9]+)?(?:-h[0-9]+)?(?:-sym
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of the store. bits: of the linear layers, 16 for float. n_bytes: of its directory."""
+    """One model of the store. bits: of the linear layers, 16 for float. n_bytes: of its directory.
+
+    source: the Hub id or absolute path that it was converted from, "" where unknown.
+    """
 
     name: str
     path: Path
     bits: int
     n_bytes: int
+    source: str
     source_format: str
 
 
@@ -70,8 +74,15 @@ def matches(name: str) -> list[Entry]:
     name without a slash, those that contain it.
 
     "org/model-7b" and "model-7b" mean every "org--model-7b-<encoding>"; upper and lower case are the same.
+    The path of a checkpoint means what was converted from it after its files last changed.
     """
     entries = list_models()
+    path = Path(name).expanduser()
+    if path.exists():
+        files = path.iterdir() if path.is_dir() else (path,)
+        changed = max((file.stat().st_mtime for file in files), default=0.0)
+        source = str(path.resolve())
+        return [e for e in entries if e.source == source and (e.path / MANIFEST).stat().st_mtime >= changed]
     exact = [entry for entry in entries if entry.name == name]
     wanted = _readable(name).lower()
     sources = [(entry, _ENCODING.sub("", entry.name).lower()) for entry in entries]
@@ -127,11 +138,12 @@ def _entries() -> Iterator[Entry]:
         bits = facts.get("bits")
         # A damaged model is listed all the same, so that it can be removed.
         yield Entry(
-            path.name,
-            path,
-            bits if isinstance(bits, int) else 0,
-            n_bytes,
-            str(facts.get("source_format", "damaged")),
+            name=path.name,
+            path=path,
+            bits=bits if isinstance(bits, int) else 0,
+            n_bytes=n_bytes,
+            source=str(facts.get("source", "")),
+            source_format=str(facts.get("source_format", "damaged")),
         )
 
 
