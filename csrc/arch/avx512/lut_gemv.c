@@ -1,11 +1,13 @@
-/* y = W x for one token with AVX-512: the four tiles of a row block side by side, one forward stream of weights. */
+/* y = W x for one token with AVX-512: the four tiles of a row block side by side, one forward stream of weights.
+ *
+ * Tried, and slower from memory: software prefetch at any distance (70-80 % of the read bandwidth instead of 98 %: the
+ * hardware's stream prefetch is better left alone), K panels over several row blocks (50-60 %: the stream breaks), and
+ * two row blocks at a time with int8 tables (83 %). */
 #include "avx512.h"
 
-enum { PREFETCH_BYTES = 2048 };
-
-/* One step (32 columns): every plane of both quads for the four tiles. */
-INLINE void step_lookup(const uint8_t *step, const int8_t *tables, tile_sum sums[TILES_PER_BLOCK], const int bits,
-                        const int exact)
+/* One step (32 columns) of `blocks` row blocks, block_bytes apart: every plane of both quads for their tiles. */
+INLINE void step_lookup(const uint8_t *step, const int64_t block_bytes, const int8_t *tables, tile_sum *sums,
+                        const int blocks, const int bits, const int exact)
 {
     const int stride = (1 + exact) * TABLE_BYTES;
     __m512i lo[2], hi[2];
@@ -14,69 +16,85 @@ INLINE void step_lookup(const uint8_t *step, const int8_t *tables, tile_sum sums
         lo[quad] = _mm512_load_si512(tables + quad * stride);
         hi[quad] = exact ? _mm512_load_si512(tables + quad * stride + TABLE_BYTES) : lo[quad];
     }
-    UNROLL for (int v = 0; v < bits; v++)
+    UNROLL for (int i = 0; i < blocks * bits; i++)
     {
+        const int v = i % bits;
+        const uint8_t *vector = step + i / bits * block_bytes + v * VECTOR_BYTES;
         const int shared = bits % 2 && v == bits - 1; /* one plane of both quads, otherwise two planes of one */
         const int low_plane = shared ? v : v / 2 * 2, high_plane = shared ? v : low_plane + 1;
         const int low_quad = shared ? 0 : v % 2, high_quad = shared ? 1 : v % 2;
         UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
         {
-            const uint8_t *at = step + v * VECTOR_BYTES + tile * TILE_BYTES;
-            __m512i w = _mm512_load_si512(at);
-            _mm_prefetch((const char *)at + PREFETCH_BYTES, _MM_HINT_T0);
-            accumulate(&sums[tile], low_index(w), lo[low_quad], hi[low_quad], low_plane, bits, exact);
-            accumulate(&sums[tile], high_index(w), lo[high_quad], hi[high_quad], high_plane, bits, exact);
+            __m512i w = _mm512_load_si512(vector + tile * TILE_BYTES);
+            tile_sum *sum = &sums[i / bits * TILES_PER_BLOCK + tile];
+            accumulate(sum, low_index(w), lo[low_quad], hi[low_quad], low_plane, bits, exact);
+            accumulate(sum, high_index(w), lo[high_quad], hi[high_quad], high_plane, bits, exact);
         }
     }
 }
 
+/* `blocks` row blocks from `row` on, whose weights start at `at`. */
+INLINE void gemv_blocks(const tmac_shape *shape, const uint8_t *at, const tmac_lut *lut, int32_t row, float *y,
+                        const int blocks, const int bits, const int exact)
+{
+    enum { MAX_TILES = 2 * TILES_PER_BLOCK };
+    const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
+    const int64_t block_bytes = tmac_block_bytes(shape);
+    const int has_zeros = shape->has_zeros, grouped = shape->group_size != 0, tiles = blocks * TILES_PER_BLOCK;
+    const float middle = plane_middle(bits);
+    const int8_t *tables = lut->tables;
+    __m512 rows[MAX_TILES];
+    UNROLL for (int i = 0; i < tiles; i++) rows[i] = _mm512_setzero_ps();
+
+    for (int32_t s = 0; s < n_segments; s++) {
+        tile_sum sums[MAX_TILES];
+        UNROLL for (int i = 0; i < tiles; i++) sums[i].lo = sums[i].hi = _mm512_setzero_si512();
+        for (int32_t step = 0; step < steps; step++) {
+            step_lookup(at, block_bytes, tables, sums, blocks, bits, exact);
+            at += bits * VECTOR_BYTES;
+            tables += 2 * (1 + exact) * TABLE_BYTES;
+        }
+        const __m512 half_scale = _mm512_set1_ps(lut->half_scales[s]), sum = _mm512_set1_ps(lut->sums[s]);
+        const __m512 offset = _mm512_mul_ps(_mm512_set1_ps(middle - shape->zero), sum);
+        UNROLL for (int i = 0; i < tiles; i++)
+        {
+            const uint8_t *tail = at + i / TILES_PER_BLOCK * block_bytes;
+            const int tile = i % TILES_PER_BLOCK;
+            __m512 entries = sum_to_float(sums[i], bits, exact), constant = offset;
+            if (!grouped) {
+                rows[i] = _mm512_fmadd_ps(entries, half_scale, rows[i]);
+                continue;
+            }
+            if (has_zeros)
+                constant = _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(middle), group_tail(tail, 1, tile)), sum);
+            rows[i] = _mm512_fmadd_ps(group_tail(tail, 0, tile), _mm512_fmadd_ps(entries, half_scale, constant), rows[i]);
+        }
+        at += grouped ? 2 * TMAC_ROWS_PER_BLOCK * (1 + has_zeros) : 0;
+    }
+    UNROLL for (int i = 0; i < tiles; i++)
+    {
+        const int32_t r = row + i * TMAC_ROWS_PER_TILE;
+        __m512 value = rows[i];
+        if (!grouped)
+            value = finish_rows(shape, at + i / TILES_PER_BLOCK * block_bytes, i % TILES_PER_BLOCK, value, lut->totals[0]);
+        if (exact) value = _mm512_mul_ps(value, _mm512_set1_ps(lut->token_scales[0]));
+        _mm512_mask_storeu_ps(y + r, rows_inside(shape->m, r), value);
+    }
+}
+
+/* Exact tables of K = 4096 fill the whole L1 cache: at few bits two row blocks share each load of a table. */
+enum { PAIRED_EXACT_BITS = 2 };
+
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
-    const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
-    const int has_zeros = shape->has_zeros, grouped = shape->group_size != 0;
-    const float middle = plane_middle(bits);
-    const uint8_t *at = weights + block_begin * tmac_block_bytes(shape);
-    for (int32_t block = block_begin; block < block_end; block++) {
-        const int8_t *tables = lut->tables;
-        __m512 rows[TILES_PER_BLOCK];
-        UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++) rows[tile] = _mm512_setzero_ps();
-
-        for (int32_t s = 0; s < n_segments; s++) {
-            tile_sum sums[TILES_PER_BLOCK];
-            UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
-                sums[tile].lo = sums[tile].hi = _mm512_setzero_si512();
-            for (int32_t step = 0; step < steps; step++) {
-                step_lookup(at, tables, sums, bits, exact);
-                at += bits * VECTOR_BYTES;
-                tables += 2 * (1 + exact) * TABLE_BYTES;
-            }
-            const __m512 half_scale = _mm512_set1_ps(lut->half_scales[s]), sum = _mm512_set1_ps(lut->sums[s]);
-            const __m512 offset = _mm512_mul_ps(_mm512_set1_ps(middle - shape->zero), sum);
-            UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
-            {
-                __m512 entries = sum_to_float(sums[tile], bits, exact), constant = offset;
-                if (!grouped) {
-                    rows[tile] = _mm512_fmadd_ps(entries, half_scale, rows[tile]);
-                    continue;
-                }
-                if (has_zeros)
-                    constant = _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(middle), group_tail(at, 1, tile)), sum);
-                rows[tile] = _mm512_fmadd_ps(group_tail(at, 0, tile), _mm512_fmadd_ps(entries, half_scale, constant),
-                                             rows[tile]);
-            }
-            at += grouped ? 2 * TMAC_ROWS_PER_BLOCK * (1 + has_zeros) : 0;
-        }
-        UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
-        {
-            const int32_t row = block * TMAC_ROWS_PER_BLOCK + tile * TMAC_ROWS_PER_TILE;
-            __m512 value = rows[tile];
-            if (!grouped) value = finish_rows(shape, at, tile, value, lut->totals[0]);
-            if (exact) value = _mm512_mul_ps(value, _mm512_set1_ps(lut->token_scales[0]));
-            _mm512_mask_storeu_ps(y + row, rows_inside(shape->m, row), value);
-        }
-        at += grouped ? 0 : 4 * TMAC_ROWS_PER_BLOCK * (1 + has_zeros);
-    }
+    const int64_t block_bytes = tmac_block_bytes(shape);
+    int32_t block = block_begin;
+    if (exact && bits <= PAIRED_EXACT_BITS)
+        for (; block + 1 < block_end; block += 2)
+            gemv_blocks(shape, weights + block * block_bytes, lut, block * TMAC_ROWS_PER_BLOCK, y, 2, bits, exact);
+    for (; block < block_end; block++)
+        gemv_blocks(shape, weights + block * block_bytes, lut, block * TMAC_ROWS_PER_BLOCK, y, 1, bits, exact);
 }
 
 #define GEMV(bits)                                                                                                   \
