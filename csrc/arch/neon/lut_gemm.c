@@ -1,11 +1,11 @@
 /* y = W x for n tokens over one K panel with NEON: indices are made once per weight register and used for a register
- * block of 4 octets x 4 tokens (2 tokens where tables are exact). All rows of a block go through a segment before the
+ * block of 4 octets x 4 tokens (2 octets where tables are exact). All rows of a block go through a segment before the
  * next one: its tables, thousands of bytes apart from quad to quad, come from the L2 cache once. */
 #include "neon.h"
 
 #include <string.h>
 
-enum { GEMM_TOKENS = 4, GEMM_OCTETS = 4 };
+enum { GEMM_TOKENS = 4 };
 
 /* What a register block reads and writes: one row block, tokens [token, token + tokens). */
 typedef struct {
@@ -19,6 +19,7 @@ typedef struct {
 /* partial: float (GEMM_TOKENS, 64), the sums over the segments before; updated. */
 INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int tokens)
 {
+    const int octets = exact ? 2 : 4;
     const tmac_shape *shape = b->shape;
     const int32_t n = b->lut->n, steps = tmac_steps_per_segment(shape);
     const int64_t quad_stride = (int64_t)n * (1 + exact) * TABLE_BYTES, segment_bytes = tmac_segment_bytes(shape);
@@ -27,16 +28,16 @@ INLINE void panel(const gemm_block *b, float *partial, const int bits, const int
     for (int32_t s = b->segment_begin; s < b->segment_end; s++) {
         const float *half_scales = b->lut->half_scales + (int64_t)s * n + b->token;
         const float *sums = b->lut->sums + (int64_t)s * n + b->token;
-        for (int octet = 0; octet < OCTETS; octet += GEMM_OCTETS) {
-            octet_total totals[GEMM_TOKENS * GEMM_OCTETS];
-            segment_lookup(segment + octet * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, GEMM_OCTETS,
+        for (int octet = 0; octet < OCTETS; octet += octets) {
+            octet_total totals[GEMM_TOKENS * 4];
+            segment_lookup(segment + octet * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, octets,
                            tokens);
             for (int t = 0; t < tokens; t++)
-                for (int i = 0; i < GEMM_OCTETS * 2; i++) {
+                for (int i = 0; i < octets * 2; i++) {
                     const int r = octet * OCTET_ROWS + i * 4;
                     float *at = partial + t * TMAC_ROWS_PER_BLOCK + r;
                     vst1q_f32(at, add_segment(shape, segment + steps * bits * VECTOR_BYTES, r,
-                                              totals[t * GEMM_OCTETS + i / 2].rows[i % 2], half_scales[t], sums[t],
+                                              totals[t * octets + i / 2].rows[i % 2], half_scales[t], sums[t],
                                               vld1q_f32(at)));
                 }
         }
@@ -63,9 +64,9 @@ static panel_function *const panels[TMAC_MAX_BITS][3] = {PANELS_OF(1), PANELS_OF
 
 /* log2 of the register block for the `left` last of n tokens: the smallest that covers them, reaching back over
  * tokens already done if n allows it, otherwise the largest that fits. */
-static int block_log2(int32_t left, int32_t n, int exact)
+static int block_log2(int32_t left, int32_t n)
 {
-    int log2 = exact ? 1 : 2;
+    int log2 = 2;
     while (log2 > 0 && (1 << log2 > n || 1 << (log2 - 1) >= left)) log2--;
     return log2;
 }
@@ -102,7 +103,7 @@ void tmac_lut_gemm_neon(const tmac_shape *shape, const uint8_t *weights, const t
         const int32_t row = block * TMAC_ROWS_PER_BLOCK;
         gemm_block b = {shape, lut, at + segment_begin * segment_bytes, segment_begin, segment_end, 0};
         for (int32_t token = 0; token < lut->n;) {
-            const int log2 = block_log2(lut->n - token, lut->n, lut->exact), tokens = 1 << log2;
+            const int log2 = block_log2(lut->n - token, lut->n), tokens = 1 << log2;
             b.token = lut->n - token < tokens ? lut->n - tokens : token;
             const int first = token - b.token;
             float partial[GEMM_TOKENS * TMAC_ROWS_PER_BLOCK];

@@ -6,6 +6,7 @@ enum { PREFETCH_BYTES = 2048 };
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
+    const int octets = exact ? OCTETS / 2 : OCTETS; /* two accumulators, indices and tables of 8 do not fit 32 registers */
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t segment_bytes = tmac_segment_bytes(shape);
     const uint8_t *at = weights + block_begin * tmac_block_bytes(shape);
@@ -14,13 +15,17 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
         for (int32_t s = 0; s < n_segments; s++, at += segment_bytes) {
             /* planes pass over the segment one by one, so the next bytes of memory are asked for here */
             for (int64_t line = 0; line < segment_bytes; line += 64) __builtin_prefetch(at + line + PREFETCH_BYTES);
-            octet_total totals[OCTETS];
-            segment_lookup(at, quad_tables(lut, s * steps * 2, 0), (1 + exact) * TABLE_BYTES, steps, totals, bits, exact,
-                           OCTETS, 1);
-            const uint8_t *tail = at + steps * bits * VECTOR_BYTES;
-            UNROLL for (int i = 0; i < OCTETS * 2; i++)
-                vst1q_f32(rows + i * 4, add_segment(shape, tail, i * 4, totals[i / 2].rows[i % 2], lut->half_scales[s],
-                                                    lut->sums[s], vld1q_f32(rows + i * 4)));
+            for (int octet = 0; octet < OCTETS; octet += octets) {
+                octet_total totals[OCTETS];
+                segment_lookup(at + octet * INDEX_BYTES, quad_tables(lut, s * steps * 2, 0), (1 + exact) * TABLE_BYTES,
+                               steps, totals, bits, exact, octets, 1);
+                UNROLL for (int i = 0; i < octets * 2; i++)
+                {
+                    const int r = octet * OCTET_ROWS + i * 4;
+                    vst1q_f32(rows + r, add_segment(shape, at + steps * bits * VECTOR_BYTES, r, totals[i / 2].rows[i % 2],
+                                                    lut->half_scales[s], lut->sums[s], vld1q_f32(rows + r)));
+                }
+            }
         }
         for (int r = 0; r < TMAC_ROWS_PER_BLOCK; r += 4) {
             const int32_t row = block * TMAC_ROWS_PER_BLOCK + r;

@@ -59,6 +59,7 @@ INLINE void half_lookup(const uint8x16_t *index, const int8_t *tables, octet_sum
             sum->lo = vpadalq_s8(sum->lo, vqtbl2q_s8(lo, index[o]));
             if (exact) sum->hi = vpadalq_s8(sum->hi, vqtbl2q_s8(hi, index[o]));
         }
+        __asm__ volatile(""); /* a fence for the scheduler, which would gather all lookups first and spill them */
     }
 }
 
