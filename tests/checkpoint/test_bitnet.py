@@ -194,6 +194,18 @@ def test_online_masters(files: Any, tensors: Any, linears: Any, dtype: Any) -> N
         np.testing.assert_array_equal(weight.scales, scale)
 
 
+def test_the_norm_before_o_proj_spans_the_heads(files: Any, tensors: Any) -> None:
+    stored = tensors()
+    for name, size in SUB_NORMS.items():
+        stored[f"model.layers.0.{name}.weight"] = np.ones(size, np.float32)
+    for name in "qkv":
+        stored[f"model.layers.0.self_attn.{name}_proj.weight"] = np.ones((8, 32), np.float32)
+    stored["model.layers.0.self_attn.o_proj.weight"] = np.ones((32, 8), np.float32)
+    heads = {"head_dim": 8, "num_attention_heads": 1}
+    with pytest.raises(CheckpointError, match=r"attn_sub_norm\.weight has shape \[32\], expected \[8\]"):
+        open_checkpoint(files.write(stored, **BITNET, **heads, **quantization(quantization_mode="online")))
+
+
 def test_online_masters_that_are_tiny_or_zero(files: Any, tensors: Any) -> None:
     """Dead units: the scale is at least 1e-5, so 1e-34 does not become 1."""
     name = "model.layers.0.mlp.up_proj"

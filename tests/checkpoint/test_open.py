@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from tmac_llm.checkpoint import DenseWeight, open_checkpoint
+from tmac_llm.checkpoint.weights import check_finite
 from tmac_llm.errors import CheckpointError, UnsupportedError
 
 UP = "model.layers.0.mlp.up_proj"
@@ -134,6 +135,14 @@ def test_damaged_config(files: Any, tensors: Any, text: bytes) -> None:
         open_checkpoint(files.path)
 
 
+def test_endless_config_is_not_read(files: Any, tensors: Any) -> None:
+    files.weights(tensors())
+    with (files.path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="exceed the limit"):
+        open_checkpoint(files.path)
+
+
 def test_config_that_is_a_directory(files: Any, tensors: Any) -> None:
     files.weights(tensors())
     (files.path / "config.json").mkdir()
@@ -223,6 +232,13 @@ def test_broken_values_are_found_while_rows_are_read(
     for begin in (0, row):
         with pytest.raises(CheckpointError, match=rf"up_proj\.weight has a -?(nan|inf) in row {row};"):
             weight.rows(begin, 48)
+
+
+def test_a_broken_value_far_into_a_block() -> None:
+    rows = np.zeros((300, 1000), np.float16)
+    rows[200, 5] = np.nan
+    with pytest.raises(CheckpointError, match="x has a nan in row 1200"):
+        check_finite(rows, "x", first_row=1000)
 
 
 def test_broken_norm(files: Any, tensors: Any) -> None:
