@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "bitnet-offline", "bitnet-online", "llama-bitnet", "1bitllm")
+TERNARY = ("bitnet-offline", "bitnet-online", "llama-bitnet", "1bitllm")
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 VOCAB_SIZE = 256 + len(SPECIAL) + 2  # the last two ids have no token
 
@@ -78,7 +79,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def pack_bitnet(ternary: np.ndarray) -> np.ndarray:
-    """int8 (m, k) of -1, 0, 1 as uint8 (R, k), R = ceil(m / 4): rows r, r+R, r+2R, r+3R share a byte, from bit 0."""
+    """int8 (m, k) of -1, 0, 1 as uint8 (R, k), R = ceil(m / 4): rows r, r+R, r+2R, r+3R share a byte."""
     quarter = -(-len(ternary) // 4)
     codes = np.zeros((4 * quarter, ternary.shape[1]), np.uint8)
     codes[: len(ternary)] = ternary + 1
@@ -175,7 +176,7 @@ class _Tensors:
             self._add_vector(f"{name}.bias", m, 0.0)
         self.stored[f"{name}.weight"] = master
         values = master.astype(np.float32)
-        if self.kind not in ("bitnet-offline", "bitnet-online", "llama-bitnet", "1bitllm"):
+        if self.kind not in TERNARY:
             self.made.weights[name] = values
             return
         scale = np.float32(max(np.abs(values).mean(dtype=np.float64), 1e-5))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tmac_llm import quantize
-from tmac_llm.checkpoint import Checkpoint, DenseWeight, TernaryWeight, Weight
+from tmac_llm.checkpoint import Checkpoint, CodedWeight, DenseWeight, TernaryWeight, Weight
 from tmac_llm.errors import ConvertError, UsageError
 from tmac_llm.kernels import MatrixShape
 from tmac_llm.packed import files, names, tiles
@@ -40,11 +40,11 @@ class Options:
     def check(self) -> None:
         """Raises UsageError for a value that no conversion takes."""
         for name, value, choices in (
-            ("bits", self.bits or BITS[0], BITS),
+            ("bits", self.bits, BITS),
             ("group_size", self.group_size, GROUP_SIZES),
-            ("head_bits", self.head_bits or HEAD_BITS[0], HEAD_BITS),
+            ("head_bits", self.head_bits, HEAD_BITS),
         ):
-            if value not in choices:
+            if value is not None and value not in choices:
                 raise UsageError(f"{name} {value}: expected one of {', '.join(map(str, choices))}")
 
 
@@ -148,8 +148,8 @@ class Plan:
         return FLOAT_BITS if self.bits == FLOAT_BITS else DEFAULT_HEAD_BITS
 
     def _linear(self, name: str, weight: Weight) -> Matrix:
-        if isinstance(weight, TernaryWeight) and self.is_ternary:
-            return Matrix(name, weight, quantize.ternary_shape(weight))
+        if self.is_ternary and not isinstance(weight, CodedWeight):
+            return Matrix(name, weight, quantize.ternary_shape(weight, self._options.group_size))
         return self._dense(name, quantize.as_dense(weight), self.bits)
 
     def _dense(self, name: str, weight: DenseWeight, bits: int) -> Matrix:

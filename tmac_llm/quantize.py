@@ -56,9 +56,14 @@ class SearchError:
         return self.search / self.power if self.power else None
 
 
-def ternary_shape(weight: TernaryWeight) -> MatrixShape:
-    """Ternary weights keep one float32 scale per row: W = (code - 1) * scale, codes 0, 1, 2."""
-    return MatrixShape(*weight.shape, TERNARY_BITS, 0, False, 1.0)
+def ternary_shape(weight: DenseWeight | TernaryWeight, group_size: int) -> MatrixShape:
+    """W = (code - 1) * scale with codes 0, 1, 2: exact for ternary weights, which keep their scale per row.
+
+    Float weights of a ternary model, whose scale differs from column block to column block (TriLM), get one
+    per group: exact too, as min-max rounding finds it, where a group lies inside one block.
+    """
+    group = 0 if isinstance(weight, TernaryWeight) else group_size
+    return MatrixShape(*weight.shape, TERNARY_BITS, group, False, 1.0)
 
 
 def stack(weights: Sequence[Weight]) -> DenseWeight | TernaryWeight | None:
