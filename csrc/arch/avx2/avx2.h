@@ -75,58 +75,103 @@ INLINE void add_entries(octet_sum *sum, __m256i lo, __m256i hi, const int p, con
     }
 }
 
-/* Planes p and p + 1 of two octets, half i of the quad, for each token. */
+/* Bytes from a quad of indices to the next. */
+INLINE int quad_bytes(const int bits) { return TILES_PER_BLOCK * bits * INDEX_BYTES; }
+
+/* int8 tables: planes p and p + 1 of two octets, half i of the quad, for each token. */
 INLINE void pair_lookup(const __m256i index[OCTETS_PER_TILE], const int8_t *tables, const int i, const int p,
-                        octet_sum sums[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
+                        octet_sum sums[][OCTETS_PER_TILE], const int bits, const int tokens)
 {
     UNROLL for (int t = 0; t < tokens; t++)
     {
-        const int8_t *table = tables + t * (1 + exact) * TABLE_BYTES;
-        const __m256i lo = table_half(table, i), hi = exact ? table_half(table + TABLE_BYTES, i) : lo;
+        const __m256i table = table_half(tables + t * TABLE_BYTES, i);
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-            add_entries(&sums[t][o], _mm256_shuffle_epi8(lo, index[o]), _mm256_shuffle_epi8(hi, index[o]), p, p + 1,
-                        bits, exact);
+        {
+            const __m256i entries = _mm256_shuffle_epi8(table, index[o]);
+            add_entries(&sums[t][o], entries, entries, p, p + 1, bits, 0);
+        }
     }
 }
 
 /* The last plane of odd bits: a register holds 16 rows, so interleaving the entries of both halves of the quad makes
  * adjacent bytes two k-groups of one row, equal in weight. (Keeping even and odd rows apart instead, as sums of
  * biased words and of their high bytes, needs as many instructions and twice the accumulators.) */
-INLINE void odd_lookup(__m256i low, __m256i high, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE],
-                       const int bits, const int exact, const int tokens)
+INLINE void add_last_plane(octet_sum sums[OCTETS_PER_TILE], __m256i lo_01, __m256i lo_23, __m256i hi_01, __m256i hi_23,
+                           const int bits, const int exact)
 {
-    UNROLL for (int t = 0; t < tokens; t++)
-    {
-        __m256i entries[2][2];
-        UNROLL for (int e = 0; e <= exact; e++)
-        {
-            const int8_t *table = tables + (t * (1 + exact) + e) * TABLE_BYTES;
-            const __m256i first = _mm256_shuffle_epi8(table_half(table, 0), low);
-            const __m256i second = _mm256_shuffle_epi8(table_half(table, 1), high);
-            entries[e][0] = _mm256_unpacklo_epi8(first, second);
-            entries[e][1] = _mm256_unpackhi_epi8(first, second);
-        }
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-            add_entries(&sums[t][o], entries[0][o], entries[exact][o], bits - 1, bits - 1, bits, exact);
-    }
+    const int p = bits - 1;
+    add_entries(&sums[0], _mm256_unpacklo_epi8(lo_01, lo_23), _mm256_unpacklo_epi8(hi_01, hi_23), p, p, bits, exact);
+    add_entries(&sums[1], _mm256_unpackhi_epi8(lo_01, lo_23), _mm256_unpackhi_epi8(hi_01, hi_23), p, p, bits, exact);
 }
 
-/* All planes of one quad and one tile. at: bits * INDEX_BYTES of indices (reorder.c). tables: of the first token. */
-INLINE void tile_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE], const int bits,
-                        const int exact, const int tokens)
+/* int8 tables: all planes of one quad and one tile. at: bits * INDEX_BYTES of indices. tables: of the first token. */
+INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE], const int bits,
+                        const int tokens)
 {
     const __m256i *weights = (const __m256i *)at;
     UNROLL for (int p = 0; p + 1 < bits; p += 2)
     {
         __m256i index[OCTETS_PER_TILE];
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = low_index(_mm256_load_si256(weights + p + o));
-        pair_lookup(index, tables, 0, p, sums, bits, exact, tokens);
+        pair_lookup(index, tables, 0, p, sums, bits, tokens);
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = high_index(_mm256_load_si256(weights + p + o));
-        pair_lookup(index, tables, 1, p, sums, bits, exact, tokens);
+        pair_lookup(index, tables, 1, p, sums, bits, tokens);
     }
     if (bits % 2 == 0) return;
-    const __m256i w = _mm256_load_si256(weights + bits - 1);
-    odd_lookup(low_index(w), high_index(w), tables, sums, bits, exact, tokens);
+    const __m256i w = _mm256_load_si256(weights + bits - 1), low = low_index(w), high = high_index(w);
+    UNROLL for (int t = 0; t < tokens; t++)
+    {
+        const __m256i first = _mm256_shuffle_epi8(table_half(tables + t * TABLE_BYTES, 0), low);
+        const __m256i second = _mm256_shuffle_epi8(table_half(tables + t * TABLE_BYTES, 1), high);
+        add_last_plane(sums[t], first, second, first, second, bits, 0);
+    }
+}
+
+/* The indices of one register in both quads of a step: low, high of quad 0, low, high of quad 1. */
+INLINE void step_indices(const uint8_t *at, __m256i index[4], const int bits)
+{
+    UNROLL for (int quad = 0; quad < 2; quad++)
+    {
+        const __m256i w = _mm256_load_si256((const __m256i *)(at + quad * quad_bytes(bits)));
+        index[2 * quad] = low_index(w);
+        index[2 * quad + 1] = high_index(w);
+    }
+}
+
+/* What half i of a table looks up in both quads. Exact entries are at most 16, so that a few of them add as bytes. */
+INLINE __m256i half_sum(const __m256i index[4], const int8_t *table, int64_t quad_stride, const int i)
+{
+    return _mm256_add_epi8(_mm256_shuffle_epi8(table_half(table, i), index[i]),
+                           _mm256_shuffle_epi8(table_half(table + quad_stride, i), index[2 + i]));
+}
+
+/* Exact tables: all planes of one step and one tile; the byte sums of a step are weighed and widened once. tables: of
+ * the first token in the first quad; quad_stride bytes to the second. */
+INLINE void step_lookup_exact(const uint8_t *at, const int8_t *tables, int64_t quad_stride,
+                              octet_sum sums[][OCTETS_PER_TILE], const int bits, const int tokens)
+{
+    __m256i index[4];
+    UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+        UNROLL for (int p = 0; p + 1 < bits; p += 2)
+        {
+            step_indices(at + (p + o) * INDEX_BYTES, index, bits);
+            UNROLL for (int t = 0; t < tokens; t++)
+            {
+                const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
+                add_entries(&sums[t][o],
+                            _mm256_add_epi8(half_sum(index, lo, quad_stride, 0), half_sum(index, lo, quad_stride, 1)),
+                            _mm256_add_epi8(half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1)), p,
+                            p + 1, bits, 1);
+            }
+        }
+    if (bits % 2 == 0) return;
+    step_indices(at + (bits - 1) * INDEX_BYTES, index, bits);
+    UNROLL for (int t = 0; t < tokens; t++)
+    {
+        const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
+        add_last_plane(sums[t], half_sum(index, lo, quad_stride, 0), half_sum(index, lo, quad_stride, 1),
+                       half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1), bits, 1);
+    }
 }
 
 /* Both lanes of the two octets x and y, added in int32. Octet 0 has rows 0-3 and 8-11 of the tile, octet 1 the others

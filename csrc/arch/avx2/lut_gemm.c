@@ -43,17 +43,22 @@ INLINE void add_segment(const gemm_block *b, const uint8_t *tail, int32_t s, int
     }
 }
 
-/* Integer sums of one tile over some quads. at: the tile's indices in the first. tables: of the first quad and token. */
-INLINE void quads_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t quads,
+/* Integer sums of one tile over some steps. at: the tile's indices in the first. tables: of the first quad and token. */
+INLINE void steps_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t steps,
                          __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
 {
     octet_sum sums[GEMM_TOKENS][OCTETS_PER_TILE];
     UNROLL for (int t = 0; t < tokens; t++)
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[t][o].a = sums[t][o].b = _mm256_setzero_si256();
-    for (int32_t quad = 0; quad < quads; quad++) {
-        tile_lookup(at, tables, sums, bits, exact, tokens);
-        at += TILES_PER_BLOCK * bits * INDEX_BYTES;
-        tables += quad_stride;
+    for (int32_t step = 0; step < steps; step++) {
+        if (exact) {
+            step_lookup_exact(at, tables, quad_stride, sums, bits, tokens);
+        } else {
+            quad_lookup(at, tables, sums, bits, tokens);
+            quad_lookup(at + quad_bytes(bits), tables + quad_stride, sums, bits, tokens);
+        }
+        at += 2 * quad_bytes(bits);
+        tables += 2 * quad_stride;
     }
     UNROLL for (int t = 0; t < tokens; t++) widen(sums[t], totals[t], bits, exact);
 }
@@ -64,12 +69,12 @@ INLINE void segment_lookup(const uint8_t *at, const int8_t *tables, int64_t quad
 {
     const int limit = widen_steps(bits, exact);
     if (limit == MAX_STEPS || steps <= limit) {
-        quads_lookup(at, tables, quad_stride, steps * 2, totals, bits, exact, tokens);
+        steps_lookup(at, tables, quad_stride, steps, totals, bits, exact, tokens);
         return;
     }
     __m256i second[GEMM_TOKENS][OCTETS_PER_TILE];
-    quads_lookup(at, tables, quad_stride, limit * 2, totals, bits, exact, tokens);
-    quads_lookup(at + limit * bits * VECTOR_BYTES, tables + limit * 2 * quad_stride, quad_stride, (steps - limit) * 2,
+    steps_lookup(at, tables, quad_stride, limit, totals, bits, exact, tokens);
+    steps_lookup(at + limit * bits * VECTOR_BYTES, tables + limit * 2 * quad_stride, quad_stride, steps - limit,
                  second, bits, exact, tokens);
     for (int t = 0; t < tokens; t++)
         for (int o = 0; o < OCTETS_PER_TILE; o++) totals[t][o] = _mm256_add_epi32(totals[t][o], second[t][o]);

@@ -32,16 +32,21 @@ INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t b
     octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
     UNROLL for (int i = 0; i < tiles; i++)
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
-    for (int32_t step = begin; step < end; step++)
+    for (int32_t step = begin; step < end; step++) {
+        const uint8_t *at = segment + (step * 2 * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
+        const int8_t *step_tables = tables + step * 2 * (1 + exact) * TABLE_BYTES;
         UNROLL for (int quad = 0; quad < 2; quad++)
         {
-            const uint8_t *at = segment + ((step * 2 + quad) * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
+            const uint8_t *quad_at = at + quad * quad_bytes(bits);
             UNROLL for (int line = 0; line < tiles * bits * INDEX_BYTES; line += 64)
-                _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
+                _mm_prefetch((const char *)quad_at + line + PREFETCH_BYTES, _MM_HINT_T0);
             UNROLL for (int i = 0; i < tiles; i++)
-                tile_lookup(at + i * bits * INDEX_BYTES, tables + (step * 2 + quad) * (1 + exact) * TABLE_BYTES, sums[i],
-                            bits, exact, 1);
+                if (!exact)
+                    quad_lookup(quad_at + i * bits * INDEX_BYTES, step_tables + quad * TABLE_BYTES, sums[i], bits, 1);
         }
+        UNROLL for (int i = 0; i < tiles; i++)
+            if (exact) step_lookup_exact(at + i * bits * INDEX_BYTES, step_tables, 2 * TABLE_BYTES, sums[i], bits, 1);
+    }
     UNROLL for (int i = 0; i < tiles; i++) widen(sums[i][0], totals[i], bits, exact);
 }
 
