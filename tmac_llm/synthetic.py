@@ -1,101 +1,118 @@
-"""A model of random weights at a known model's shapes, to measure speed without a checkpoint; knows no file.
+"""Random weights at a real model's shapes, made when they are read; knows no files.
 
-Tiles are random bytes with scales that keep activations finite; text from such a model means nothing.
+For measuring: time and memory of a model without its checkpoint. The answers are noise.
 """
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
-from tmac_llm import resources
-from tmac_llm.errors import UsageError
+from tmac_llm.errors import PackedModelError, UsageError
 from tmac_llm.kernels import MatrixShape
 from tmac_llm.model.config import ModelConfig
-from tmac_llm.packed import names
+from tmac_llm.packed import names, tiles
+from tmac_llm.resources import known_models
 
+FLOAT_BITS = 16
 TERNARY_BITS = 2
-_BLOCK_ROWS = 64
-_STEP_COLUMNS = 32
-_VECTOR_BYTES = 256
+
+
+class SyntheticModel:
+    """The reading interface of packed.container.PackedModel over random weights, the same for the same seed.
+
+    bits: 1 to 8 of the linears in the layers, 16 for float16; models with int8 activations (BitNet) are ternary,
+    bits 2. group_size: 32, 64 or 128 columns share a scale and a zero point. head_bits: of embedding and output
+    head. Nothing is kept: each reading makes a matrix anew, so the largest one bounds the memory.
+    """
+
+    def __init__(
+        self, config: ModelConfig, bits: int = 2, group_size: int = 128, head_bits: int = 8, seed: int = 0
+    ) -> None:
+        if config.int8_activations and bits != TERNARY_BITS:
+            raise UsageError(f"--bits {bits}: a BitNet model is ternary; take --bits {TERNARY_BITS}")
+        for option, value in (("--bits", bits), ("--head-bits", head_bits)):
+            if not 1 <= value <= tiles.MAX_BITS and value != FLOAT_BITS:
+                raise UsageError(f"{option} {value}: expected 1 to {tiles.MAX_BITS}, or {FLOAT_BITS}")
+        if group_size not in tiles.GROUP_SIZES[1:]:
+            raise UsageError(f"--group-size {group_size}: expected one of {tiles.GROUP_SIZES[1:]}")
+        self.config = config
+        self.label = "ternary" if config.int8_activations else f"{bits} bit"
+        self._bits, self._group_size, self._head_bits, self._seed = bits, group_size, head_bits, seed
+        in_layers = [group.fused for group in names.linear_groups(config)]
+        self._linears = {linear.name: linear for linear in (*names.tables(config), *in_layers)}
+        self._norms = names.norms(config)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all matrices."""
+        shapes = [(self.shape(linear.name), linear) for linear in self._linears.values()]
+        return sum(shape.packed_size if shape else 2 * linear.m * linear.k for shape, linear in shapes)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this full name."""
+        matrix, _, kind = name.rpartition(".")
+        linear = self._linears.get(matrix)
+        if linear is None:
+            return name in self._norms
+        return linear.bias if kind == "bias" else kind == ("tiles" if self.shape(matrix) else "weight")
+
+    def shape(self, matrix: str) -> MatrixShape | None:
+        """Shape of a packed matrix; None where it is kept in float, or absent."""
+        linear = self._linears.get(matrix)
+        if linear is None:
+            return None
+        in_table = matrix in (names.EMBEDDING, names.LM_HEAD)
+        if self.config.int8_activations and not in_table:
+            return MatrixShape(linear.m, linear.k, TERNARY_BITS, 0, False, 1.0)
+        bits = self._head_bits if in_table else self._bits
+        return (
+            None if bits == FLOAT_BITS else MatrixShape(linear.m, linear.k, bits, self._group_size, True, 0.0)
+        )
+
+    def tiles(self, matrix: str) -> npt.NDArray[np.uint8]:
+        """uint8 (packed_size,): random codes, with scales that give weights of variance about 1 / k."""
+        shape = self.shape(matrix)
+        if shape is None:
+            raise PackedModelError(f"synthetic model: no packed matrix {matrix}")
+        rng = self._rng(matrix)
+        data = np.frombuffer(rng.bytes(shape.packed_size), np.uint8).copy()
+        if shape.group_size == 0:
+            data &= ~(data << 4)  # a ternary code has one of its two bits, or none: never 3
+        tails = tiles.tails(shape, data)
+        levels = 2.0**shape.bits
+        deviation = np.sqrt(0.5 if shape.group_size == 0 else (levels**2 - 1) / 12)
+        tails[:, :, 0] = rng.uniform(0.8, 1.2, tails[:, :, 0].shape) / (deviation * np.sqrt(shape.k))
+        if shape.has_zeros:
+            tails[:, :, 1] = (levels - 1) / 2 + rng.uniform(-0.1, 0.1, tails[:, :, 1].shape)
+        return data
+
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """A norm weight of ones, a small random bias, or a float16 matrix."""
+        if name in self._norms:
+            return np.ones(self._norms[name], np.float32)
+        matrix, _, kind = name.rpartition(".")
+        if not self.has(name) or kind == "tiles":
+            raise PackedModelError(f"synthetic model: no tensor {name}")
+        linear, rng = self._linears[matrix], self._rng(name)
+        if kind == "bias":
+            return rng.normal(0, 0.1, linear.m).astype(np.float32)
+        values = rng.standard_normal((linear.m, linear.k), np.float32)
+        return (values / np.sqrt(linear.k, dtype=np.float32)).astype(np.float16)
+
+    def _rng(self, name: str) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64([self._seed, crc32(name.encode())]))
 
 
 def synthetic_model(
     name: str, bits: int | None = None, group_size: int = 128, head_bits: int = 8, seed: int = 0
 ) -> SyntheticModel:
-    """Random weights at the shapes of models/known/<name>.json.
-
-    bits: 1 to 8 with scales and zero points per group; None: ternary for BitNet models, otherwise 2. head_bits: of the
-    embedding and the output head. Raises UsageError for an unknown name or impossible bits.
-    """
-    known = resources.known_models()
+    """A model with the shapes of a manifest of models/known. Raises UsageError for an unknown name."""
+    known = known_models()
     if name not in known:
-        raise UsageError(f"synthetic {name}: no such shape; there are {', '.join(known)}")
-    for option, value in (("bits", bits or 1), ("head bits", head_bits)):
-        if not 1 <= value <= 8:
-            raise UsageError(f"synthetic {name}: {option} {value}: expected 1 to 8")
-    if group_size not in (32, 64, 128):
-        raise UsageError(f"synthetic {name}: group size {group_size}: expected 32, 64 or 128")
-    return SyntheticModel(ModelConfig.from_dict(known[name].config), bits, group_size, head_bits, seed)
-
-
-class SyntheticModel:
-    """Reads like a PackedModel; every matrix is made when it is asked for and not kept. label: "2 bit g128"."""
-
-    def __init__(
-        self, config: ModelConfig, bits: int | None, group_size: int, head_bits: int, seed: int
-    ) -> None:
-        self.config = config
-        ternary = bits is None and config.int8_activations
-        self.label = "ternary" if ternary else f"{bits or 2} bit g{group_size}"
-        self._seed = seed
-        self._norms = names.norms(config)
-        self._shapes: dict[str, MatrixShape] = {}
-        for group in names.linear_groups(config):
-            linear = group.fused
-            self._shapes[linear.name] = (
-                MatrixShape(linear.m, linear.k, TERNARY_BITS, 0, False, 1.0)
-                if ternary
-                else MatrixShape(linear.m, linear.k, bits or 2, group_size, True, 0.0)
-            )
-        for table in names.tables(config):
-            self._shapes[table.name] = MatrixShape(table.m, table.k, head_bits, group_size, True, 0.0)
-
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this full name."""
-        return name in self._norms or name.removesuffix(".tiles") in self._shapes
-
-    def shape(self, matrix: str) -> MatrixShape | None:
-        """Shape of a packed matrix."""
-        return self._shapes.get(matrix)
-
-    def tensor(self, name: str) -> npt.NDArray[Any]:
-        """A norm weight: ones."""
-        return np.ones(self._norms[name], np.float32)
-
-    def tiles(self, matrix: str) -> npt.NDArray[np.uint8]:
-        """uint8 (packed_size,): the same bytes at every call."""
-        shape = self._shapes[matrix]
-        rng = np.random.default_rng([self._seed, zlib.crc32(matrix.encode())])
-        tiles = np.frombuffer(bytearray(rng.bytes(shape.packed_size)), np.uint8)
-        blocks = tiles.reshape(-(-shape.m // _BLOCK_ROWS), -1)
-        columns = shape.group_size or -(-shape.k // 128) * 128
-        step_bytes = columns // _STEP_COLUMNS * shape.bits * _VECTOR_BYTES
-        levels = 3 if shape.group_size == 0 else 1 << shape.bits
-        # Uniform codes have a variance of (levels^2 - 1) / 12; outputs shall have that of the inputs.
-        scale = np.sqrt(12 / (levels**2 - 1) / shape.k)
-        if shape.group_size == 0:
-            steps, tail = blocks[:, :step_bytes], blocks[:, step_bytes:]
-            np.bitwise_and(
-                steps, ~(steps << 4) | 0x0F, out=steps
-            )  # ternary codes are 0, 1, 2: never both planes
-            tail.view(np.float32)[:] = scale
-        else:
-            segments = blocks.reshape(len(blocks), -1, step_bytes + 4 * _BLOCK_ROWS)
-            tails = segments[..., step_bytes:].view(np.float16)
-            tails[..., :_BLOCK_ROWS] = scale
-            tails[..., _BLOCK_ROWS:] = (levels - 1) / 2
-        return tiles
+        raise UsageError(f"no shapes are known for {name!r}; known: {', '.join(known)}")
+    config = ModelConfig.from_dict(known[name].config)
+    return SyntheticModel(config, TERNARY_BITS if bits is None else bits, group_size, head_bits, seed)

@@ -1,4 +1,4 @@
-"""The gated activation of a feed-forward layer, act(gate) * up; knows no model."""
+"""The gated activations of the feed-forward layers; knows no weights."""
 
 from __future__ import annotations
 
@@ -7,34 +7,46 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from tmac_llm.model import parallel
+
 Floats = npt.NDArray[np.float32]
 
 
-def silu(gate: Floats, out: Floats) -> Floats:
-    """x * sigmoid(x) = x / (1 + e^-x). e^-x overflows to infinity below -88, where the quotient is -0 as it should be."""
-    np.negative(gate, out=out)
-    with np.errstate(over="ignore"):
+def silu(gate: Floats, up: Floats, out: Floats) -> None:
+    """out = gate / (1 + exp(-gate)) * up."""
+    with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right 0
+        np.negative(gate, out=out)
         np.exp(out, out=out)
-    np.add(out, np.float32(1), out=out)
-    return np.divide(gate, out, out=out)
+    np.add(out, 1.0, out=out)
+    np.divide(gate, out, out=out)
+    np.multiply(out, up, out=out)
 
 
-def relu2(gate: Floats, out: Floats) -> Floats:
-    """max(x, 0)^2, the activation of BitNet b1.58 2B4T."""
-    np.maximum(gate, np.float32(0), out=out)
-    return np.multiply(out, out, out=out)
+def relu(gate: Floats, up: Floats, out: Floats) -> None:
+    """out = max(gate, 0) * up."""
+    np.maximum(gate, 0.0, out=out)
+    np.multiply(out, up, out=out)
 
 
-def relu(gate: Floats, out: Floats) -> Floats:
-    """max(x, 0)."""
-    return np.maximum(gate, np.float32(0), out=out)
+def relu2(gate: Floats, up: Floats, out: Floats) -> None:
+    """out = max(gate, 0)^2 * up."""
+    np.maximum(gate, 0.0, out=out)
+    np.multiply(out, out, out=out)
+    np.multiply(out, up, out=out)
 
 
-ACTIVATIONS: dict[str, Callable[[Floats, Floats], Floats]] = {"silu": silu, "relu2": relu2, "relu": relu}
+_GATED: dict[str, Callable[[Floats, Floats, Floats], None]] = {"silu": silu, "relu": relu, "relu2": relu2}
 
 
-def gated(act: Callable[[Floats, Floats], Floats], gate_up: Floats, out: Floats) -> Floats:
-    """act(gate) * up. gate_up: float32 (n_tokens, 2 * size), gate first; out: (n_tokens, size)."""
-    size = out.shape[-1]
-    act(gate_up[:, :size], out)
-    return np.multiply(out, gate_up[:, size:], out=out)
+class GatedActivation:
+    """out = act(gate) * up for the `hidden_act` of a configuration."""
+
+    def __init__(self, hidden_act: str) -> None:
+        self._function = _GATED[hidden_act]
+
+    def __call__(self, gate: Floats, up: Floats, out: Floats) -> None:
+        """gate, up, out: float32 (n, intermediate_size); out may not overlap the others."""
+        if len(gate) == 1:
+            self._function(gate, up, out)
+        else:
+            parallel.over_rows(self._function, gate, up, out)

@@ -1,99 +1,143 @@
-"""Causal attention of grouped query heads over a tiled KV cache, in numpy; knows no weights.
-
-One matrix product covers all tiles of a cache at once; scores land in (kv_heads, queries, positions), where softmax is
-contiguous. A query group is g = heads / kv_heads; g * n rows of one kv head share its keys and values.
-"""
+"""Causal attention of grouped query heads over a tiled cache; knows neither projections nor rotation."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from math import sqrt
+import threading
 
 import numpy as np
 import numpy.typing as npt
 
+from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
-from tmac_llm.model.kv_cache import K_TILE, V_TILE, KVCache
+from tmac_llm.model.kv_cache import TILE, LayerCache, value_part
 
 Floats = npt.NDArray[np.float32]
 
-# Scores from which on kv heads are worth spreading over threads: below, starting them costs more than it saves.
-_PARALLEL_SCORES = 1 << 20
+# Scores (float32) of one portion of queries: what the level 2 cache holds.
+_SCORES = 1 << 18
+# Floats read from a layer's cache from which one token's heads are worth splitting over threads.
+_SPLIT_FROM = 5 << 19
 
 
 class Attention:
-    """softmax(q k^T / sqrt(head_dim)) v, a query seeing itself, what came before, and with a sliding window of w only
-    the w - 1 tokens before it. n_threads: threads for large chunks."""
+    """softmax(q k^T / sqrt(head_dim)) v, softmax in float32; query head h reads key head h // group.
 
-    def __init__(self, config: ModelConfig, n_threads: int = 1) -> None:
-        self._kv_heads, self._dim = config.num_key_value_heads, config.head_dim
+    With a sliding window of w a token sees itself and the w - 1 before it. All results are independent of the
+    number of threads: portions of work depend on shapes only.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._kv_heads = config.num_key_value_heads
         self._group = config.num_attention_heads // config.num_key_value_heads
+        self._head_dim = config.head_dim
         self._window = config.sliding_window
-        self._scale = np.float32(1 / sqrt(config.head_dim))
-        self._scores = np.empty(0, np.float32)
-        self._threads = ThreadPoolExecutor(n_threads, "attention") if n_threads > 1 else None
-        self._n_threads = n_threads
+        self._scale = config.head_dim**-0.5
+        self._local = threading.local()
 
-    def __call__(self, q: Floats, cache: KVCache, layer: int, out: Floats) -> Floats:
-        """q: float32 (n_tokens, heads, head_dim) at positions from cache.length on, whose keys and values are written
-        but not yet counted. out: float32 (n_tokens, heads * head_dim)."""
-        n, begin = len(q), cache.length
-        end = begin + n
-        first = max(0, begin - self._window + 1) // V_TILE if self._window else 0
-        keys, values = cache.keys(layer, first, end), cache.values(layer, first, end)
-        rows, width = self._group * n, keys.shape[1] * K_TILE
-        grouped = q.reshape(n, self._kv_heads, self._group, self._dim).transpose(1, 2, 0, 3)
-        queries = (grouped * self._scale).reshape(self._kv_heads, 1, rows, self._dim)
-        size = self._kv_heads * rows * width
-        if size > self._scores.size:
-            self._scores = np.empty(max(size, self._scores.size * 3 // 2), np.float32)
-        scores = self._scores[:size].reshape(self._kv_heads, rows, width)
-        mask = self._mask(begin, n, first * V_TILE, width)
-        blocks, columns = values.shape[2], values.shape[4]
-        result = out.reshape(n, self._kv_heads, self._group, blocks, columns)
+    def __call__(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
+        """q, out: float32 (n, heads, head_dim) of the tokens at position .. position + n - 1, which are cached."""
+        n = len(q)
+        grouped = (n, self._kv_heads, self._group, self._head_dim)
+        q, out = q.reshape(grouped), out.reshape(grouped)
+        if n == 1:
+            self._one_token(q, cache, position, out)
+            return
+        heads = range(self._kv_heads)
+        step = min(max(_SCORES // (self._group * (position + n)), 8), n)
+        blocks = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
+        masks = {begin: self._mask(position, begin, end) for begin, end in blocks}
 
-        def heads(part: slice) -> None:
-            mixed = _attend(queries[part], keys[part], values[part], scores[part], mask, n)
-            result[:, part] = mixed.reshape(len(mixed), blocks, self._group, n, columns).transpose(
-                3, 0, 2, 1, 4
-            )
+        def portion(item: tuple[tuple[int, int], int]) -> None:
+            (begin, end), head = item
+            part = slice(head, head + 1)
+            first, last, mask = masks[begin]
+            work = self._work(1, end - begin, last - first)
+            work.score(q[begin:end, part], self._scale, cache.keys[part, first:last])
+            work.by_query[..., work.by_query.shape[-1] - mask.shape[-1] :] += mask[:, None]
+            work.sum_values(cache.values[part, first:last], out[begin:end, part])
 
-        if self._threads and size >= _PARALLEL_SCORES:
-            step = -(-self._kv_heads // self._n_threads)
-            list(self._threads.map(heads, [slice(i, i + step) for i in range(0, self._kv_heads, step)]))
+        parallel.for_each(portion, [(block, head) for block in blocks for head in heads])
+
+    def _one_token(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
+        length = position + 1
+        hidden = 0 if self._window is None else max(length - self._window, 0)
+        first, last = hidden // TILE, -(-length // TILE)
+
+        def portion(heads: slice) -> None:
+            work = self._work(heads.stop - heads.start, 1, last - first)
+            work.score(q[:, heads], self._scale, cache.keys[heads, first:last])
+            work.scores[..., length - first * TILE :] = -np.inf
+            if hidden:
+                work.scores[..., : hidden - first * TILE] = -np.inf
+            work.sum_values(cache.values[heads, first:last], out[:, heads])
+
+        kv_heads = self._kv_heads
+        if kv_heads > 1 and 2 * kv_heads * self._head_dim * (length - hidden) >= _SPLIT_FROM:
+            half = kv_heads // 2
+            parallel.for_each(portion, [slice(0, half), slice(half, kv_heads)])
         else:
-            heads(slice(None))
-        return out
+            portion(slice(0, kv_heads))
 
-    def _mask(self, begin: int, n: int, base: int, width: int) -> tuple[int, Floats]:
-        """First masked column, and what is added from there on: float32 (n, columns), 0 or -inf; one row for n = 1."""
-        positions = np.arange(begin, begin + n)[:, None] - base
-        start = 0 if self._window else begin - base
-        columns = np.arange(start, width)
-        hidden = columns > positions
-        if self._window:
-            hidden |= columns <= positions - self._window
-        return start, np.where(hidden, np.float32(-np.inf), np.float32(0))
+    def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
+        """(first tile, end tile, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
+
+        The mask, float32 (queries, columns) of 0 and -inf, covers the last columns of these tiles: those that
+        not every query sees.
+        """
+        queries = np.arange(position + begin, position + end)
+        oldest = 0 if self._window is None else max(int(queries[0]) - self._window + 1, 0)
+        first, last = oldest // TILE, -(-(position + end) // TILE)
+        all_see_from = oldest if self._window is None else max(int(queries[-1]) - self._window + 1, 0)
+        partly = int(queries[0]) + 1 if all_see_from <= first * TILE else first * TILE
+        keys = np.arange(partly, last * TILE)
+        hidden = keys > queries[:, None]
+        if self._window is not None:
+            hidden |= keys <= queries[:, None] - self._window
+        return first, last, np.where(hidden, np.float32(-np.inf), np.float32(0))
+
+    def _work(self, kv_heads: int, queries: int, tiles: int) -> _Work:
+        """The scratch arrays of this thread, made anew when the shape changes: every 64 tokens of decoding."""
+        work: _Work | None = getattr(self._local, "work", None)
+        if work is None or work.shape != (kv_heads, queries, tiles):
+            work = _Work(kv_heads, queries, self._group, tiles, self._head_dim)
+            self._local.work = work
+        return work
 
 
-def _attend(
-    queries: Floats, keys: Floats, values: Floats, scores: Floats, mask: tuple[int, Floats], n: int
-) -> Floats:
-    """float32 (kv_heads, column_blocks, rows, columns) from queries (kv_heads, 1, rows, head_dim)."""
-    heads, rows, width = scores.shape
-    np.matmul(queries, keys, out=scores.reshape(heads, rows, -1, K_TILE).transpose(0, 2, 1, 3))
-    start, hidden = mask
-    tail = scores.reshape(heads, -1, n, width)[..., start:]
-    tail += hidden
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    total = scores.sum(axis=-1)
-    tiles = scores.reshape(heads, rows, -1, 1, V_TILE).transpose(0, 2, 3, 1, 4)
-    if n == 1:
-        mixed = np.matmul(tiles, values).sum(axis=1)
-    else:  # add tile by tile: all at once would hold as many results as there are tiles
-        mixed = np.matmul(tiles[:, 0], values[:, 0])
-        for tile in range(1, tiles.shape[1]):
-            mixed += np.matmul(tiles[:, tile], values[:, tile])
-    mixed /= total[:, None, :, None]
-    return mixed
+class _Work:
+    """Scratch of one product of queries with the tiles of some key heads; a row is one (query, head of group)."""
+
+    def __init__(self, kv_heads: int, queries: int, group: int, tiles: int, head_dim: int) -> None:
+        self.shape = kv_heads, queries, tiles
+        rows, part = queries * group, value_part(head_dim)
+        self._q = np.empty((kv_heads, queries, group, head_dim), np.float32)
+        self._q_rows = self._q.reshape(kv_heads, 1, rows, head_dim)
+        self.scores = np.empty((kv_heads, rows, tiles * TILE), np.float32)
+        self.by_query = self.scores.reshape(kv_heads, queries, group, tiles * TILE)
+        # BLAS reads and writes one tile of all rows with a stride, no copy is made.
+        self._by_tile = self.scores.reshape(kv_heads, rows, tiles, TILE).transpose(0, 2, 1, 3)
+        self._by_tile_and_part = self._by_tile[:, :, None]
+        self._row = np.empty((kv_heads, rows, 1), np.float32)
+        self._row_by_query = self._row.reshape(kv_heads, queries, group, 1, 1)
+        self._products = np.empty((kv_heads, tiles, head_dim // part, rows, part), np.float32)
+        self._sum = np.empty((kv_heads, head_dim // part, rows, part), np.float32)
+        by_query = self._sum.reshape(kv_heads, head_dim // part, queries, group, part)
+        self._sum_by_query = by_query.transpose(2, 0, 3, 1, 4)
+        self._row_by_query = self._row_by_query.transpose(1, 0, 2, 3, 4)
+
+    def score(self, q: Floats, scale: float, keys: Floats) -> None:
+        """scores = q k^T * scale; q: (queries, kv_heads, group, head_dim)."""
+        np.multiply(q.transpose(1, 0, 2, 3), scale, out=self._q)
+        np.matmul(self._q_rows, keys, out=self._by_tile)
+
+    def sum_values(self, values: Floats, out: Floats) -> None:
+        """out = softmax(scores) v; out: (queries, kv_heads, group, head_dim)."""
+        scores, row = self.scores, self._row
+        np.maximum.reduce(scores, axis=2, keepdims=True, out=row)
+        np.subtract(scores, row, out=scores)
+        np.exp(scores, out=scores)
+        np.add.reduce(scores, axis=2, keepdims=True, out=row)
+        np.matmul(self._by_tile_and_part, values, out=self._products)
+        np.add.reduce(self._products, axis=1, out=self._sum)
+        parts = out.reshape(self._sum_by_query.shape)
+        np.divide(self._sum_by_query, self._row_by_query, out=parts)

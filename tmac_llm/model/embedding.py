@@ -1,4 +1,4 @@
-"""The embedding table, packed or float: rows by token id; knows no file."""
+"""Rows of the embedding, read from packed tiles or from floats; knows neither tokens' meaning nor files."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from tmac_llm import kernels
 from tmac_llm.kernels import MatrixShape
 
 Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.integer[Any]]
 
 
 class Embedding(Protocol):
-    """What the decoder needs of an embedding table (vocab_size, hidden_size)."""
+    """The vectors of token ids."""
 
-    def __call__(self, ids: Ids, out: Floats) -> Floats:
-        """ids: (n_tokens,), all below vocab_size; out: float32 (n_tokens, hidden_size). Returns out."""
+    def __call__(self, token_ids: Ids, out: Floats) -> None:
+        """out, float32 (n, hidden_size), of token_ids (n,), each 0 .. vocab_size - 1."""
+        ...
 
 
 class PackedEmbedding:
-    """Rows of packed tiles, which may be a mapped file: only the rows asked for are read."""
+    """tiles: uint8 (shape.packed_size,), kept as it is: a mapped file costs no memory of its own."""
 
     def __init__(self, shape: MatrixShape, tiles: npt.NDArray[np.uint8]) -> None:
         self._shape, self._tiles = shape, tiles
 
-    def __call__(self, ids: Ids, out: Floats) -> Floats:
-        """The rows of `ids`."""
-        return kernels.dequantize_rows(self._shape, self._tiles, ids.astype(np.int32), out=out)
+    def __call__(self, token_ids: Ids, out: Floats) -> None:
+        kernels.dequantize_rows(self._shape, self._tiles, token_ids.astype(np.int32), out)
 
 
 class DenseEmbedding:
-    """Rows of a float matrix of any float type."""
+    """weight: (vocab_size, hidden_size) of float32, float16 or bfloat16, kept as it is."""
 
     def __init__(self, weight: npt.NDArray[Any]) -> None:
         self._weight = weight
 
-    def __call__(self, ids: Ids, out: Floats) -> Floats:
-        """The rows of `ids`."""
-        out[:] = self._weight[ids]
-        return out
+    def __call__(self, token_ids: Ids, out: Floats) -> None:
+        out[...] = self._weight[token_ids]

@@ -1,11 +1,15 @@
-"""Keys and values of the tokens so far, in the tiles that numpy's matrix product reads fastest; knows no attention.
+"""Keys and values of the tokens seen so far, in tiles that one BLAS call reads without packing; knows no weights.
 
-K is kept transposed in tiles of 64 positions, (kv_heads, tiles, head_dim, 64), V in tiles of 128 positions by at most
-64 columns, (kv_heads, tiles, column_blocks, 128, columns): BLAS multiplies such small contiguous matrices without
-packing them, which reads memory several times faster than the obvious (kv_heads, positions, head_dim).
+A tile holds 64 positions. numpy multiplies every tile as a small matrix of its own, which OpenBLAS reads in place:
+several times faster than one product over a (kv_heads, positions, head_dim) cache.
+
+    keys    (kv_heads, tiles, head_dim, 64)
+    values  (kv_heads, tiles, parts, 64, head_dim / parts)      columns of a part: value_part(head_dim)
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,88 +19,93 @@ from tmac_llm.model.config import ModelConfig
 
 Floats = npt.NDArray[np.float32]
 
-K_TILE = 64
-V_TILE = 128
-GROWTH = 512  # positions; the capacity grows by half, in multiples of this
+TILE = 64
+_FIRST_TILES = 4
+
+
+class LayerCache(NamedTuple):
+    """What one layer keeps, float32, in the shapes above. Beyond the length: zeros or stale, always finite."""
+
+    keys: Floats
+    values: Floats
+
+
+def value_part(head_dim: int) -> int:
+    """Columns of one value tile: the largest divisor of head_dim up to 64, unless that is a sliver."""
+    largest = max(part for part in range(1, 65) if head_dim % part == 0)
+    return largest if largest >= 16 else head_dim
 
 
 class KVCache:
-    """The cache of one sequence. max_length: most positions it may hold. `length`: positions held."""
+    """A cache for `max_length` tokens of one sequence. Memory doubles when it is full, up to max_length.
+
+    A pass over n tokens: reserve(n), append(layer, ...) for every layer, advance(n).
+    """
 
     def __init__(self, config: ModelConfig, max_length: int) -> None:
-        self.max_length = max_length
         self.length = 0
-        self._heads, self._dim = config.num_key_value_heads, config.head_dim
-        self._columns = max(c for c in range(1, min(self._dim, 64) + 1) if self._dim % c == 0)
-        self._keys = [self._empty_keys(0) for _ in range(config.num_hidden_layers)]
-        self._values = [self._empty_values(0) for _ in range(config.num_hidden_layers)]
+        self.max_length = max_length
+        self._part = value_part(config.head_dim)
+        kv_heads, head_dim = config.num_key_value_heads, config.head_dim
+        keys = np.zeros((kv_heads, 0, head_dim, TILE), np.float32)
+        values = np.zeros((kv_heads, 0, head_dim // self._part, TILE, self._part), np.float32)
+        self._layers = [LayerCache(keys, values) for _ in range(config.num_hidden_layers)]
 
     @property
     def n_bytes(self) -> int:
-        """Bytes reserved."""
-        return sum(array.nbytes for array in (*self._keys, *self._values))
-
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
-        self.length = min(self.length, length)
+        """Bytes allocated."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
 
     def reserve(self, n: int) -> None:
-        """Make room for n more positions. Raises ContextLengthError where they exceed max_length."""
-        needed = self.length + n
-        if needed > self.max_length:
+        """Make room for n more tokens. Raises ContextLengthError beyond max_length."""
+        end = self.length + n
+        if end > self.max_length:
             raise ContextLengthError(
-                f"the context holds {self.max_length} tokens, {needed} are needed; shorten the prompt or start afresh"
+                f"the context holds {self.length} tokens of at most {self.max_length}, no room for {n} more;"
+                " shorten the prompt, or clear the conversation"
             )
-        capacity = self._keys[0].shape[1] * K_TILE
-        if needed <= capacity:
-            return
-        wanted = min(max(needed, capacity * 3 // 2), self.max_length)
-        capacity = -(-wanted // GROWTH) * GROWTH if wanted > V_TILE else V_TILE
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            self._keys[layer] = self._empty_keys(capacity)
-            self._keys[layer][:, : keys.shape[1]] = keys
-            self._values[layer] = self._empty_values(capacity)
-            self._values[layer][:, : values.shape[1]] = values
+        tiles = self._layers[0].keys.shape[1]
+        needed = -(-end // TILE)
+        if needed > tiles:
+            tiles = min(max(needed, 2 * tiles, _FIRST_TILES), -(-self.max_length // TILE))
+            for i, layer in enumerate(self._layers):  # one by one: little is held twice
+                self._layers[i] = LayerCache(*(_grown(array, tiles) for array in layer))
 
-    def write(self, layer: int, k: Floats, v: Floats) -> None:
-        """Store k, v: float32 (n_tokens, kv_heads, head_dim) at positions length .. length + n_tokens of a layer.
+    def layer(self, layer: int) -> LayerCache:
+        """The arrays of a layer, valid until the next `reserve`."""
+        return self._layers[layer]
 
-        Room was made by reserve(); the positions count once advance() says so.
-        """
-        keys, values = self._keys[layer], self._values[layer]
-        n, begin = len(k), self.length
+    def append(self, layer: int, k: Floats, v: Floats) -> LayerCache:
+        """Store rotated keys and values, float32 (n, kv_heads, head_dim), behind `length`, which stays."""
+        arrays = self._layers[layer]
+        n, heads, _ = k.shape
+        v = v.reshape(n, heads, -1, self._part)
         if n == 1:
-            keys[:, begin // K_TILE, :, begin % K_TILE] = k[0]
-            values[:, begin // V_TILE, :, begin % V_TILE] = v[0].reshape(self._heads, -1, self._columns)
-            return
+            tile, at = divmod(self.length, TILE)
+            arrays.keys[:, tile, :, at] = k[0]
+            arrays.values[:, tile, :, at] = v[0]
+            return arrays
         done = 0
-        while done < n:  # up to the end of the K tile; V tiles are whole multiples of K tiles
-            position = begin + done
-            count = min(n - done, K_TILE - position % K_TILE)
-            at = position % K_TILE
-            keys[:, position // K_TILE, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
-            part = v[done : done + count].reshape(count, self._heads, -1, self._columns)
-            at = position % V_TILE
-            values[:, position // V_TILE, :, at : at + count] = part.transpose(1, 2, 0, 3)
+        while done < n:
+            tile, at = divmod(self.length + done, TILE)
+            count = min(TILE - at, n - done)
+            arrays.keys[:, tile, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
+            arrays.values[:, tile, :, at : at + count] = v[done : done + count].transpose(1, 2, 0, 3)
             done += count
+        return arrays
 
     def advance(self, n: int) -> None:
-        """Count n written positions as held."""
+        """The n tokens after `length`, appended in every layer, belong to the sequence."""
         self.length += n
 
-    def keys(self, layer: int, first_tile: int, n_positions: int) -> Floats:
-        """View (kv_heads, tiles, head_dim, 64) from V tile `first_tile` to the V tile of position n_positions - 1."""
-        end = -(-n_positions // V_TILE) * (V_TILE // K_TILE)
-        return self._keys[layer][:, first_tile * (V_TILE // K_TILE) : end]
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n tokens (n <= length)."""
+        assert 0 <= n <= self.length
+        self.length = n
 
-    def values(self, layer: int, first_tile: int, n_positions: int) -> Floats:
-        """View (kv_heads, tiles, column_blocks, 128, columns) over the same positions as keys()."""
-        return self._values[layer][:, first_tile : -(-n_positions // V_TILE)]
 
-    def _empty_keys(self, capacity: int) -> Floats:
-        # Zeros, so that a position never written cannot turn a product into NaN.
-        return np.zeros((self._heads, capacity // K_TILE, self._dim, K_TILE), np.float32)
-
-    def _empty_values(self, capacity: int) -> Floats:
-        blocks = self._dim // self._columns
-        return np.zeros((self._heads, capacity // V_TILE, blocks, V_TILE, self._columns), np.float32)
+def _grown(array: Floats, tiles: int) -> Floats:
+    kv_heads, old, *tile = array.shape
+    larger = np.zeros((kv_heads, tiles, *tile), np.float32)  # the system commits pages as they are touched
+    larger[:, :old] = array
+    return larger

@@ -1,8 +1,4 @@
-"""Linear layers: the one seam that hides whether weights are lookup tables or float; knows no layer names.
-
-`linear(x, out)` computes y = W x + b for every token. A layer remembers the last pair of arrays it was called with, so
-that the decode loop, which always passes the same ones, pays neither checks nor pointer making.
-"""
+"""The seam that hides how a linear layer is stored: tables, dense, or parts; knows no names and no files."""
 
 from __future__ import annotations
 
@@ -13,84 +9,113 @@ import numpy as np
 import numpy.typing as npt
 
 from tmac_llm.kernels import Matrix, Tables
+from tmac_llm.model import parallel
 
 Floats = npt.NDArray[np.float32]
 
+# Weights of one portion of a dense product; fixed, so that threads do not change a result.
+_DENSE_PORTION = 1 << 20
+
 
 class Linear(Protocol):
-    """What the decoder needs of a linear layer with m outputs and k inputs. n_bytes: of weights in memory."""
+    """y = x W^T + bias for W of m rows and k columns."""
 
     m: int
     k: int
-    n_bytes: int
 
-    def __call__(self, x: Floats, out: Floats) -> Floats:
-        """x: float32 (n_tokens, k); out: float32 (n_tokens, m), contiguous within a token. Returns out."""
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        """out, float32 (n, m), from x, float32 (n, k); rows may lie apart. Returns out."""
+        ...
 
 
 class LutLinear:
-    """Weights as packed tiles, multiplied by table lookup. tables: "exact" is BitNet's integer recipe."""
+    """A packed matrix, multiplied by table lookup.
+
+    tables: "exact" is BitNet's integer recipe with int8 activations per token; "int8" rounds table entries.
+    The call on the same two arrays as the last time, as in decoding, costs no checks.
+    """
 
     def __init__(self, matrix: Matrix, bias: Floats | None = None, tables: Tables = "int8") -> None:
-        self.m, self.k, self.n_bytes = matrix.shape.m, matrix.shape.k, matrix.n_bytes
-        self._matrix, self._bias, self._tables = matrix, bias, tables
+        self.m, self.k = matrix.shape.m, matrix.shape.k
+        self._matrix = matrix
+        self._bias = bias
+        self._tables: Tables = tables
         self._x: Floats | None = None
         self._out: Floats | None = None
-        self._call: Callable[[], None] | None = None
+        self._multiply: Callable[[], None] = lambda: None
 
-    def __call__(self, x: Floats, out: Floats) -> Floats:
-        """y = W x + b."""
-        if x is not self._x or out is not self._out or self._call is None:
-            self._x, self._out, self._call = x, out, self._matrix.bind(x, out, self._tables)
-        self._call()
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        if out is None:
+            out = np.empty((len(x), self.m), np.float32)
+        if x is not self._x or out is not self._out:
+            self._multiply = self._matrix.bind(x, out, self._tables)
+            self._x, self._out = x, out
+        self._multiply()
         if self._bias is not None:
             np.add(out, self._bias, out=out)
         return out
 
 
 class DenseLinear:
-    """Float weights through numpy, the reference that quality is measured against.
+    """Float32 weights multiplied by BLAS; weights of another type are converted once.
 
-    weight: (m, k) of any float type, kept as float32. int8_activations: round x to int8 per token first, as BitNet does.
+    weight: (m, k) of float32, float16 or bfloat16. int8_activations: x is rounded to int8 per token first.
     """
 
     def __init__(
         self, weight: npt.NDArray[Any], bias: Floats | None = None, int8_activations: bool = False
     ) -> None:
         self.m, self.k = weight.shape
-        self._weight = np.ascontiguousarray(weight, np.float32).T
-        self.n_bytes = self._weight.nbytes
-        self._bias, self._int8_activations = bias, int8_activations
+        self._weight = np.ascontiguousarray(weight, np.float32)
+        self._bias = bias
+        self._int8_activations = int8_activations
+        step = max(_DENSE_PORTION // self.k, 64)
+        self._portions = [slice(begin, min(begin + step, self.m)) for begin in range(0, self.m, step)]
 
-    def __call__(self, x: Floats, out: Floats) -> Floats:
-        """y = W x + b."""
-        np.matmul(round_to_int8(x) if self._int8_activations else x, self._weight, out=out)
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        if out is None:
+            out = np.empty((len(x), self.m), np.float32)
+        scales = None
+        if self._int8_activations:
+            x, scales = round_to_int8(x)
+
+        def portion(rows: slice) -> None:
+            np.matmul(x, self._weight[rows].T, out=out[:, rows])
+
+        parallel.for_each(portion, self._portions)
+        if scales is not None:
+            np.divide(out, scales, out=out)
         if self._bias is not None:
             np.add(out, self._bias, out=out)
         return out
 
 
 class SplitLinear:
-    """Several layers of one input, whose outputs follow each other: q, k, v that could not be stored as one matrix."""
+    """Several linears of the same input, their outputs side by side."""
 
     def __init__(self, parts: Sequence[Linear]) -> None:
         self.m, self.k = sum(part.m for part in parts), parts[0].k
-        self.n_bytes = sum(part.n_bytes for part in parts)
         self._parts = tuple(parts)
         self._out: Floats | None = None
-        self._views: list[Floats] = []
+        self._slices: list[Floats] = []
 
-    def __call__(self, x: Floats, out: Floats) -> Floats:
-        """y = (W_1 x + b_1, W_2 x + b_2, ..)."""
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        if out is None:
+            out = np.empty((len(x), self.m), np.float32)
         if out is not self._out:
-            ends = np.cumsum([part.m for part in self._parts])[:-1]
-            self._out, self._views = out, np.split(out, ends, axis=-1)
-        for part, view in zip(self._parts, self._views, strict=True):
-            part(x, view)
+            ends = np.cumsum([part.m for part in self._parts])
+            self._slices = [out[:, end - part.m : end] for part, end in zip(self._parts, ends, strict=True)]
+            self._out = out
+        for part, columns in zip(self._parts, self._slices, strict=True):
+            part(x, columns)
         return out
 
 
-def round_to_int8(x: Floats) -> Floats:
-    """x as BitNet's activation quantisation leaves it: int8 steps of absmax / 127 per token, back in float32."""
-    scale = np.float32(127) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5))
-    return np.clip(np.rint(x * scale), -128, 127) / scale
+def round_to_int8(x: Floats) -> tuple[Floats, Floats]:
+    """BitNet's activations (arXiv 2402.17764, section 2): per token, 127 / absmax and x times it, rounded.
+
+    Returns integers in -127 .. 127 as float32 (n, k), and the factors (n, 1).
+    """
+    absmax = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-5))
+    scales = np.float32(127) / absmax
+    return np.rint(x * scales), scales

@@ -1,28 +1,42 @@
-"""RMSNorm (Zhang and Sennrich, 2019): y = w * x / sqrt(mean(x^2) + eps); knows no model."""
+"""Root mean square normalisation; knows nothing of where in a model it stands."""
 
 from __future__ import annotations
 
-from math import sqrt
+import math
 
 import numpy as np
 import numpy.typing as npt
+
+from tmac_llm.model import parallel
 
 Floats = npt.NDArray[np.float32]
 
 
 class RMSNorm:
-    """Normalises the last axis. weight: float32 (size,); eps is inside the root."""
+    """y = weight * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich, arXiv 1910.07467).
+
+    weight: float32 (width,).
+    """
 
     def __init__(self, weight: Floats, eps: float) -> None:
-        self.weight = np.ascontiguousarray(weight, np.float32)
-        self.eps = eps
+        self._weight = np.ascontiguousarray(weight, np.float32)
+        self._width = weight.size
+        self._eps = eps
 
-    def __call__(self, x: Floats, out: Floats) -> Floats:
-        """x: float32 (..., size); out: the same shape, may be x itself."""
-        if x.size == x.shape[-1]:  # one row: a scalar root is cheaper than an array of one
-            row = x.reshape(-1)
-            np.multiply(x, 1.0 / sqrt(float(row.dot(row)) / row.size + self.eps), out=out)
+    def __call__(self, x: Floats, out: Floats) -> None:
+        """x, out: float32 (n, ..., width); they may be the same array."""
+        if x.size == self._width:  # one token: a scalar needs no numpy calls
+            vector = x.reshape(-1)
+            factor = 1.0 / math.sqrt(vector.dot(vector) / self._width + self._eps)
+            np.multiply(x, self._weight, out=out)
+            np.multiply(out, factor, out=out)
+        elif len(x) == 1:
+            self._rows(x, out)
         else:
-            mean = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
-            np.multiply(x, 1 / np.sqrt(mean + np.float32(self.eps)), out=out)
-        return np.multiply(out, self.weight, out=out)
+            parallel.over_rows(self._rows, x, out)
+
+    def _rows(self, x: Floats, out: Floats) -> None:
+        squares = np.vecdot(x, x).astype(np.float64)
+        factors = 1.0 / np.sqrt(squares / self._width + self._eps)
+        np.multiply(x, self._weight, out=out)
+        np.multiply(out, factors.astype(np.float32)[..., None], out=out)

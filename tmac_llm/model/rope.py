@@ -1,125 +1,148 @@
-"""Rotary position embedding in the rotate-half layout: element i turns with element i + d/2; knows no model.
+"""Rotary position embedding (arXiv 2104.09864) in the half-split order of Hugging Face checkpoints.
 
-Formulas of the scaled variants as in the Hugging Face modeling_rope_utils; yarn: arXiv 2309.00071.
+Frequencies as transformers derives them for each rope_type. Knows positions, neither caches nor layers.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tmac_llm.model import parallel
 from tmac_llm.model.config import RopeConfig
 
 Floats = npt.NDArray[np.float32]
-# cos (n, 1, 1, d/2), and sin (n, 1, 2, d/2) as it meets the swapped halves: -sin for the first, sin for the second.
-Turn = tuple[Floats, Floats]
+
+_BLOCK = 256  # positions by which the tables grow, at least
 
 
-def rotate(heads: Floats, turn: Turn) -> None:
-    """Turn heads in place. heads: float32 (n_tokens, n_heads, head_dim), contiguous within a head."""
-    cos, sin = turn
-    half = cos.shape[-1]
-    x = heads[..., : 2 * half].reshape(*heads.shape[:2], 2, half)
-    turned = x[:, :, ::-1] * sin
-    x *= cos
-    x += turned
+class Rotation(NamedTuple):
+    """cos and sin of n positions, float32 (n, 1, 2, rotary / 2); the first half of sin is negative."""
+
+    cos: Floats
+    sin: Floats
 
 
-class Rope:
-    """The angles of one decoder. Angles are computed in float32 as the reference does.
+class RotaryEmbedding:
+    """Tables of cos and sin by position, made on demand.
 
-    head_dim: elements of a head; only the first partial_rotary_factor of them turn.
+    With rope_type dynamic a position p has the frequencies of a sequence of p + 1 tokens, as in decoding token
+    by token: keys in a cache keep their rotation, and it does not matter how a prompt was cut into chunks.
     """
 
-    def __init__(self, config: RopeConfig, head_dim: int) -> None:
-        self._config = config
-        self._dim = int(head_dim * config.partial_rotary_factor) // 2 * 2
-        self._frequencies = inverse_frequencies(config, self._dim)
-        self._attention_scaling = np.float32(attention_scaling(config))
-        self._cos = np.empty((0, self._dim // 2), np.float32)
-        self._sin = np.empty((0, 2, self._dim // 2), np.float32)
+    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
+        self._rope = rope
+        self._rotary = int(head_dim * rope.partial_rotary_factor)
+        self._tables = self._make(0, 0)
 
-    def at(self, position: int, n: int) -> Turn:
-        """The turn of n tokens from `position` on: computed once per forward pass, used by every layer."""
-        end = position + n
-        config = self._config
-        if config.rope_type == "dynamic" and end > (config.original_max_position_embeddings or end):
-            # The base grows with the sequence; keys already in the cache keep the turn they got.
-            cos, sin = self._angles(position, end, inverse_frequencies(config, self._dim, length=end))
+    def rotation(self, position: int, n: int) -> Rotation:
+        """The tables of positions position .. position + n - 1."""
+        end, known = position + n, len(self._tables.cos)
+        if end > known:
+            more = self._make(known, max(end, known + max(known // 2, _BLOCK)))
+            self._tables = Rotation(
+                *(np.concatenate(parts) for parts in zip(self._tables, more, strict=True))
+            )
+        return Rotation(self._tables.cos[position:end], self._tables.sin[position:end])
+
+    def rotate(self, x: Floats, rotation: Rotation, scratch: Floats) -> None:
+        """Rotate x, float32 (n, heads, head_dim), in place.
+
+        Element i of a head pairs with i + rotary / 2. scratch: float32 of x's shape.
+        """
+        if len(x) == 1:
+            self._rows(x, *rotation, scratch)
         else:
-            if end > len(self._cos):
-                self._cos, self._sin = self._angles(0, max(end, 2 * len(self._cos), 256), self._frequencies)
-            cos, sin = self._cos[position:end], self._sin[position:end]
-        return cos[:, None, None], sin[:, None]
+            parallel.over_rows(self._rows, x, *rotation, scratch)
 
-    def _angles(self, begin: int, end: int, frequencies: Floats) -> tuple[Floats, Floats]:
-        angles = np.arange(begin, end, dtype=np.float32)[:, None] * frequencies
-        cos = np.cos(angles) * self._attention_scaling
-        sin = np.sin(angles) * self._attention_scaling
-        return cos, np.stack([-sin, sin], axis=1)
+    def _rows(self, x: Floats, cos: Floats, sin: Floats, scratch: Floats) -> None:
+        n, heads, _ = x.shape
+        halves = x[..., : self._rotary].reshape(n, heads, 2, -1)
+        turned = scratch[..., : self._rotary].reshape(n, heads, 2, -1)
+        np.multiply(halves[:, :, ::-1], sin, out=turned)
+        np.multiply(halves, cos, out=halves)
+        np.add(halves, turned, out=halves)
 
-
-def inverse_frequencies(config: RopeConfig, dim: int, length: int | None = None) -> Floats:
-    """float32 (dim / 2,): radians per position. length: the sequence length that `dynamic` scales to."""
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    if config.rope_type == "dynamic" and length is not None:
-        original = config.original_max_position_embeddings or length
-        growth = config.factor * max(length, original) / original - (config.factor - 1)
-        theta = config.theta * growth ** (dim / (dim - 2))
-        return (1 / np.float32(theta) ** exponents).astype(np.float32)
-    plain = (1 / np.float32(config.theta) ** exponents).astype(np.float32)
-    if config.rope_type == "linear":
-        return plain / np.float32(config.factor)
-    if config.rope_type == "llama3":
-        return _llama3(config, plain)
-    if config.rope_type == "yarn":
-        return _yarn(config, plain, dim)
-    return plain
+    def _make(self, begin: int, end: int) -> Rotation:
+        positions = np.arange(begin, end, dtype=np.float32)[:, None]
+        frequencies, scaling = inverse_frequencies(self._rope, self._rotary)
+        angles = positions * frequencies
+        trained = self._rope.original_max_position_embeddings
+        if self._rope.rope_type == "dynamic" and trained is not None:
+            for p in range(max(begin, trained), end):
+                angles[p - begin] = np.float32(p) * inverse_frequencies(self._rope, self._rotary, p + 1)[0]
+        # In double: float32 cos and sin lose digits at large angles.
+        cos = (np.cos(angles.astype(np.float64)) * scaling).astype(np.float32)
+        sin = (np.sin(angles.astype(np.float64)) * scaling).astype(np.float32)
+        return Rotation(np.stack([cos, cos], 1)[:, None], np.stack([-sin, sin], 1)[:, None])
 
 
-def attention_scaling(config: RopeConfig) -> float:
-    """The factor on cos and sin; only yarn has one other than 1."""
-    if config.rope_type != "yarn":
-        return 1.0
-    if config.attention_factor is not None:
-        return config.attention_factor
+def inverse_frequencies(rope: RopeConfig, rotary: int, length: int = 0) -> tuple[Floats, float]:
+    """Radians per position of each pair, float32 (rotary / 2,), and the factor of cos and sin.
 
-    def gain(scale: float) -> float:
-        return 0.1 * scale * math.log(config.factor) + 1 if config.factor > 1 else 1.0
+    rotary: elements of a head that are rotated. length: tokens of the sequence, for rope_type dynamic.
+    """
+    i = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
+    plain = (1.0 / np.float32(rope.theta) ** i).astype(np.float32)
+    match rope.rope_type:
+        case "default":
+            return plain, 1.0
+        case "linear":
+            return (plain / np.float32(rope.factor)).astype(np.float32), 1.0
+        case "dynamic":
+            return _dynamic(rope, rotary, length, i), 1.0
+        case "llama3":
+            return _llama3(rope, plain), 1.0
+        case "yarn":
+            return _yarn(rope, rotary, plain), _yarn_scaling(rope)
+    raise AssertionError(rope.rope_type)
 
-    if config.mscale and config.mscale_all_dim:
-        return gain(config.mscale) / gain(config.mscale_all_dim)
-    return gain(1.0)
+
+def _dynamic(rope: RopeConfig, rotary: int, length: int, i: Floats) -> Floats:
+    trained = rope.original_max_position_embeddings
+    assert trained is not None
+    stretch = rope.factor * max(length, trained) / trained - (rope.factor - 1)
+    theta = rope.theta * stretch ** (rotary / (rotary - 2)) if rotary > 2 else rope.theta
+    return (1.0 / np.float32(theta) ** i).astype(np.float32)
 
 
-def _llama3(config: RopeConfig, plain: Floats) -> Floats:
-    """Long wavelengths are slowed by `factor`, short ones kept, those between blended."""
-    original = config.original_max_position_embeddings
+def _llama3(rope: RopeConfig, plain: Floats) -> Floats:
+    """Low frequencies divided by the factor, high ones kept, the band between blended."""
+    original = rope.original_max_position_embeddings
     assert original is not None
-    low, high = config.low_freq_factor, config.high_freq_factor
-    wavelength = np.float32(2 * math.pi) / plain
-    smooth = (original / wavelength - low) / (high - low)
-    blended = (1 - smooth) * plain / config.factor + smooth * plain
-    scaled = np.where(wavelength > original / low, plain / config.factor, plain)
-    between = (wavelength <= original / low) & (wavelength >= original / high)
-    return np.where(between, blended, scaled).astype(np.float32)
+    wavelength = 2 * math.pi / plain.astype(np.float64)
+    blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = np.clip(blend, 0, 1)
+    return (plain * ((1 - blend) / rope.factor + blend)).astype(np.float32)
 
 
-def _yarn(config: RopeConfig, plain: Floats, dim: int) -> Floats:
-    """High frequencies keep their speed, low ones are slowed by `factor`, with a linear ramp between."""
-    original = config.original_max_position_embeddings
+def _yarn(rope: RopeConfig, rotary: int, plain: Floats) -> Floats:
+    """YaRN (arXiv 2309.00071), section 3.2: interpolate what turns seldom, extrapolate what turns often."""
+    original = rope.original_max_position_embeddings
     assert original is not None
 
-    def correction(rotations: float) -> float:
-        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.theta))
+    def pair_with_turns(turns: float) -> float:
+        return rotary * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = correction(config.beta_fast), correction(config.beta_slow)
-    if config.truncate:
+    low, high = pair_with_turns(rope.beta_fast), pair_with_turns(rope.beta_slow)
+    if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
+    low, high = max(low, 0), min(high, rotary - 1)
     if low == high:
         high += 0.001
-    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
-    return (plain / config.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+    ramp = np.clip((np.arange(rotary // 2) - low) / (high - low), 0, 1)
+    return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+
+
+def _yarn_scaling(rope: RopeConfig) -> float:
+    def temperature(mscale: float) -> float:
+        return 0.1 * mscale * math.log(rope.factor) + 1.0
+
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return temperature(rope.mscale) / temperature(rope.mscale_all_dim)
+    return temperature(1.0)
