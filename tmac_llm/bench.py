@@ -15,8 +15,10 @@ import numpy as np
 from tmac_llm import kernels
 from tmac_llm.errors import UsageError
 from tmac_llm.generation import PREFILL_CHUNK
+from tmac_llm.load import Source
 from tmac_llm.model.decoder import Decoder
 from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.packed import names
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,35 @@ class BenchResult:
         return statistics.stdev(self.samples_ts) if len(self.samples_ns) > 1 else 0.0
 
 
+@dataclass(frozen=True)
+class WeightFacts:
+    """n_params: weights of all matrices, a tied embedding once. n_bytes: read to decode one token."""
+
+    n_params: int
+    n_bytes: int
+
+
+def weight_facts(source: Source) -> WeightFacts:
+    """Count the weights of a packed or synthetic model."""
+    config = source.config
+    linears = [linear for group in names.linear_groups(config) for linear in _stored(source, group)]
+    tables = names.tables(config)
+    read = [linear.name for linear in (*linears, tables[-1])]
+    n_bytes = 0
+    for name in read:
+        shape = source.shape(name)
+        n_bytes += shape.packed_size if shape else source.tensor(f"{name}.weight").size * 4
+    return WeightFacts(sum(linear.m * linear.k for linear in (*linears, *tables)), n_bytes)
+
+
+def _stored(source: Source, group: names.LinearGroup) -> tuple[names.Linear, ...]:
+    fused = group.fused
+    is_fused = source.shape(fused.name) is not None or source.has(f"{fused.name}.weight")
+    return (fused,) if is_fused else group.parts
+
+
 def plan(n_prompt: Sequence[int], n_gen: Sequence[int], n_depth: Sequence[int]) -> list[BenchTest]:
-    """The tests of the option lists: every prompt length and every answer length at every depth; zeros are left out."""
+    """The tests of the option lists: each prompt and answer length at each depth; zeros are left out."""
     tests = [BenchTest(p, 0, d) for d in n_depth for p in n_prompt if p > 0]
     tests += [BenchTest(0, g, d) for d in n_depth for g in n_gen if g > 0]
     if not tests:
@@ -85,7 +114,7 @@ def run(
     repetitions: int,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[BenchResult]:
-    """Measure each test at each thread count, thread counts interleaved against drift, after a full warm-up of each.
+    """Measure each test at each thread count, interleaved against drift, after a full warm-up of each.
 
     Args:
         decoder: the model.

@@ -19,8 +19,8 @@ from tmac_llm.cli import options as opt
 from tmac_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from tmac_llm.bench import BenchResult
-    from tmac_llm.model.decoder import Decoder
+    from tmac_llm.bench import BenchResult, WeightFacts
+    from tmac_llm.load import Source
 
 FORMATS = ("md", "json", "jsonl", "csv")
 
@@ -79,12 +79,14 @@ def bench(
         raise UsageError("give a model or --synthetic SHAPE, not both")
     from tmac_llm import bench as measure
     from tmac_llm import kernels, machine
+    from tmac_llm.load import load_decoder
 
     tests = measure.plan(_numbers("-p", n_prompt), _numbers("-n", n_gen), _numbers("-d", n_depth))
     counts = _numbers("-t", threads) if threads else [machine.default_threads()]
     if min(counts) < 1:
         raise UsageError(f"-t {threads}: expected numbers of at least 1")
-    name, decoder, label = _open(model, synthetic, bits, group_size, head_bits, tables)
+    name, source, label = _open(model, synthetic, bits, group_size, head_bits)
+    decoder, facts = load_decoder(source, tables=opt.checked_tables(tables)), measure.weight_facts(source)
     with console.progress(unit="runs") as bar:
         task = bar.add_task("warming up", total=None)
 
@@ -94,12 +96,12 @@ def bench(
         results = list(
             measure.run(decoder, tests, threads=counts, repetitions=repetitions, on_progress=on_progress)
         )
-    rows = [_row(result, name, decoder, label) for result in results]
+    model_type = f"{source.config.model_type} {label}"
+    rows = [_row(result, name, model_type, facts) for result in results]
     console.out(_format(rows, output))
     if output == "md":
-        console.note(
-            f"{machine.cpu_name()} · {kernels.isa_selected()} · peak memory {console.size(machine.peak_memory())}"
-        )
+        peak = console.size(machine.peak_memory())
+        console.note(f"{machine.cpu_name()} · {kernels.isa_selected()} · peak memory {peak}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -113,15 +115,8 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _open(
-    model: str | None,
-    synthetic: str | None,
-    bits: int | None,
-    group_size: int,
-    head_bits: int,
-    tables: str | None,
-) -> tuple[str, Decoder, str]:
-    from tmac_llm.load import load_decoder
-
+    model: str | None, synthetic: str | None, bits: int | None, group_size: int, head_bits: int
+) -> tuple[str, Source, str]:
     if synthetic is None:
         from tmac_llm.cli.model_argument import packed_path
         from tmac_llm.packed.container import PackedModel
@@ -130,14 +125,14 @@ def _open(
             raise UsageError("--bits belongs to --synthetic; a packed model has its bits")
         path = packed_path(model)
         packed = PackedModel.open(path)
-        return path.name, load_decoder(packed, tables=tables), f"{packed.quantization['bits']} bit"
+        return path.name, packed, f"{packed.bits_per_weight:.2f} bpw"
     from tmac_llm.synthetic import synthetic_model
 
-    source = synthetic_model(synthetic, bits=bits, group_size=group_size, head_bits=head_bits)
-    return f"{synthetic} (random)", load_decoder(source, tables=tables), source.label
+    made = synthetic_model(synthetic, bits=bits, group_size=group_size, head_bits=head_bits)
+    return f"{synthetic} (random)", made, made.label
 
 
-def _row(result: BenchResult, name: str, decoder: Decoder, label: str) -> dict[str, Any]:
+def _row(result: BenchResult, name: str, model_type: str, facts: WeightFacts) -> dict[str, Any]:
     """One test in llama-bench's field names, plus what it does not have."""
     import time
 
@@ -151,9 +146,9 @@ def _row(result: BenchResult, name: str, decoder: Decoder, label: str) -> dict[s
         "backends": "tmac",
         "isa": kernels.isa_selected(),
         "model_filename": name,
-        "model_type": f"{decoder.config.model_type} {label}",
-        "model_size": decoder.n_bytes,
-        "model_n_params": decoder.n_params,
+        "model_type": model_type,
+        "model_size": facts.n_bytes,
+        "model_n_params": facts.n_params,
         "n_threads": result.n_threads,
         "n_prompt": result.test.n_prompt,
         "n_gen": result.test.n_gen,

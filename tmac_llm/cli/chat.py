@@ -48,8 +48,8 @@ def chat(
 ) -> None:
     """Talk to a model.
 
-    At a terminal: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves. Otherwise each line of stdin is one
-    message, answers go to stdout and everything else to stderr.
+    At a terminal: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves. Otherwise each line of
+    stdin is one message, answers go to stdout and everything else to stderr.
     """
     from tmac_llm.cli.chat_session import ChatSession
     from tmac_llm.cli.model_argument import open_model

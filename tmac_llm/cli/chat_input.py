@@ -17,8 +17,8 @@ BLOCK = '"""'
 class TerminalInput:
     """Messages typed at a terminal, with history and editing.
 
-    Iterating ends at Ctrl-D. Ctrl-C empties the line; on an empty one it says how to leave. A line that begins with
-    three quotes opens a message of several lines, which three quotes end; Esc Enter adds a line anywhere.
+    Iterating ends at Ctrl-D. Ctrl-C empties the line and says how to leave. A line that begins with three
+    quotes opens a message of several lines, which three quotes end; Esc Enter adds a line anywhere.
     """
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def _is_message(message: object) -> bool:
 
 @contextmanager
 def _interrupt_cancels(stream: Stream) -> Iterator[None]:
-    """While the answer streams, the first Ctrl-C ends it between two tokens; a second one ends the program."""
+    """While the answer streams, Ctrl-C ends it between two tokens; a second one ends the program."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

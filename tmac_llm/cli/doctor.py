@@ -49,13 +49,15 @@ def _facts(threads: int | None) -> dict[str, Any]:
     if threads is not None:
         kernels.set_threads(threads)
     selected = kernels.isa_selected()
+    system = f"Python {platform.python_version()}, {sys.platform} {platform.machine()}"
+    free, total = console.size(machine.available_memory()), console.size(machine.total_memory())
     return {
-        "tmac-llm": f"{tmac_llm.__version__}, Python {platform.python_version()}, {sys.platform} {platform.machine()}",
+        "tmac-llm": f"{tmac_llm.__version__}, {system}",
         "libraries": _versions(),
         "cpu": f"{machine.cpu_name()}, {machine.physical_cores()} physical cores",
         "threads": f"{kernels.n_threads()}{_quota(machine.cgroup_cpus())}",
         "instruction set": [_isa_line(isa, selected) for isa in kernels.isas()],
-        "memory": f"{console.size(machine.available_memory())} free of {console.size(machine.total_memory())}",
+        "memory": f"{free} free of {total}",
         "huge pages": f"{machine.huge_pages()}: {HUGE_PAGES.get(machine.huge_pages(), '')}",
         "store": str(store.home()),
         "self-test": _self_test(),

@@ -53,7 +53,7 @@ def generate(
 ) -> None:
     """Answer one prompt: the text on stdout, statistics on stderr.
 
-    A prompt on stdin is put before that of --prompt, so `cat notes.txt | tmac-llm generate -p "Summarise."` works.
+    A prompt on stdin is put before that of --prompt: `cat notes.txt | tmac-llm generate -p "Summarise."`.
     """
     from tmac_llm.cli.chat_session import statistics_line
     from tmac_llm.cli.model_argument import open_model

@@ -1,4 +1,4 @@
-"""What a MODEL argument means: a packed directory, a name of the store, or a source that is converted on first use.
+"""What a MODEL argument means: a packed directory, a name of the store, or a source to convert on first use.
 
 Knows the store, the embedded model and convert; does not know what the verb does with the model.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmac_llm.cli import console
-from tmac_llm.errors import ConvertError, StoreError, UsageError
+from tmac_llm.cli import options as opt
+from tmac_llm.errors import ConvertError, StoreError
 
 if TYPE_CHECKING:
     from tmac_llm.llm import LLM
@@ -20,9 +21,8 @@ def open_model(model: str | None, *, threads: int | None, tables: str | None, co
     """Load the model that the argument names; None is the embedded one."""
     import tmac_llm
 
-    if tables not in (None, "int8", "exact"):
-        raise UsageError(f"--tables {tables}: expected int8 or exact")
-    return tmac_llm.load(packed_path(model), n_threads=threads, tables=tables, context_length=context)
+    checked = opt.checked_tables(tables)
+    return tmac_llm.load(packed_path(model), n_threads=threads, tables=checked, context_length=context)
 
 
 def packed_path(model: str | None) -> Path:

@@ -5,11 +5,12 @@ Knows the names and help texts only; verbs decide what the values do.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
 from tmac_llm.cli import console
+from tmac_llm.errors import UsageError
 
 
 def _quiet(value: bool) -> bool:
@@ -26,8 +27,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="A packed directory, a name from `tmac-llm list`, or a source (Hub id or directory) that is converted "
-        "on first use. Default: the storyteller that comes with tmac-llm.",
+        help="A packed directory, a name from `tmac-llm list`, or a source (Hub id or directory) that is "
+        "converted on first use. Default: the storyteller that comes with tmac-llm.",
         envvar="TMAC_MODEL",
         show_default=False,
     ),
@@ -126,3 +127,10 @@ MaxTokens = Annotated[
         help="Longest answer.",
     ),
 ]
+
+
+def checked_tables(tables: str | None) -> Literal["int8", "exact"] | None:
+    """The value of --tables, or a UsageError."""
+    if tables not in (None, "int8", "exact"):
+        raise UsageError(f"--tables {tables}: expected int8 or exact")
+    return cast('Literal["int8", "exact"] | None', tables)
