@@ -1,9 +1,12 @@
 """What all tests share: helper modules beside this file, and reference data beside the repository."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tmac_llm import kernels
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,3 +28,17 @@ def golden_dir() -> Path:
 def shared_data_dir() -> Path:
     """Texts for training and evaluation."""
     return _shared("data")
+
+
+@pytest.fixture(params=["avx512", "avx2", "neon", "scalar"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test once per instruction set; those that this build or CPU lacks are skipped with the reason."""
+    known = {info.name: info for info in kernels.isas()}
+    if request.param not in known:
+        pytest.skip(f"{request.param} is not compiled in on this architecture")
+    if not known[request.param].supported:
+        pytest.skip(f"this CPU lacks {known[request.param].requires}")
+    before, threads = kernels.isa_selected(), kernels.n_threads()
+    kernels.init(request.param, threads)
+    yield request.param
+    kernels.init(before, threads)
