@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tmac_llm import kernels
@@ -42,3 +43,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     kernels.init(request.param, threads)
     yield request.param
     kernels.init(before, threads)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads that a test changes."""
+    before = kernels.n_threads()
+    yield
+    kernels.set_threads(before)
