@@ -53,7 +53,7 @@ def conversations(stories: list[str], seed: int, composed_share: float) -> list[
         if roll < 0.06:
             result.append(small_talk(rng) + (small_talk(rng) if rng.random() < 0.2 else []))
         else:
-            result.append(composed(rng, rng.choices((0, 1, 2, 3, 5), (54, 24, 12, 6, 4))[0]))
+            result.append(composed(rng, rng.choices((0, 1, 2, 3, 5), (56, 24, 13, 5, 2))[0]))
     rng.shuffle(result)
     return result
 
@@ -143,7 +143,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where tokenizer.json and the epochs go")
     parser.add_argument("--vocab-size", type=int, default=3072)
     parser.add_argument("--epochs", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--composed-share", type=float, default=0.5)
+    parser.add_argument("--composed-share", type=float, default=0.7)
+    parser.add_argument(
+        "--max-stories", type=int, help="real stories per epoch, drawn anew for each; default: all"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     stories = training_stories(args.data)
@@ -153,7 +156,8 @@ def main() -> None:
         train_tokenizer([text for c in sample for _, text in c], args.vocab_size).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
     for epoch in args.epochs:
-        encoded = encode(tokenizer, conversations(stories, seed=epoch, composed_share=args.composed_share))
+        drawn = random.Random(epoch).sample(stories, args.max_stories or len(stories))
+        encoded = encode(tokenizer, conversations(drawn, seed=epoch, composed_share=args.composed_share))
         arrays = pack(encoded)
         np.savez(args.work / f"epoch_{epoch}.npz", **arrays)
         sizes = {b: arrays[f"ids_{b}"].size for b in BUCKETS}

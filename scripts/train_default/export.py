@@ -121,6 +121,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     model.load_state_dict(state["model"])
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors_of(model), out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     _write_json(out / "config.json", hub_config(config))
     _write_json(
         out / "generation_config.json",

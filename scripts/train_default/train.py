@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -204,6 +205,8 @@ def main() -> None:
             },
         )
 
+    stop = [False]
+    signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
     first_step, started, last_save, recent = step, time.monotonic(), time.monotonic(), []
     step_seconds: list[float] = []
     while not schedule.done(step):
@@ -263,6 +266,9 @@ def main() -> None:
             with log_path.open("a") as log:
                 log.write(json.dumps(record) + "\n")
             recent.clear()
+        if stop[0]:
+            save()
+            raise SystemExit(f"stopped at step {step}; start again to resume")
         if time.monotonic() - last_save > args.checkpoint_minutes * 60:
             save()
             last_save = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from . import plots_adventures, plots_habits, plots_things, words
+from . import openings, plots_adventures, plots_habits, plots_things, words
 from .story import Request, Story, new_story
 
 __all__ = ["Request", "Story", "compose", "words"]
@@ -40,4 +40,24 @@ def compose(rng: random.Random, request: Request) -> Story:
     elif request.lesson is None and story.fields["q"] in plots_habits.BAD_HABITS and rng.random() < 0.3:
         plots = (plots_habits.changed,)
     rng.choice(plots)(story)
+    story.sequel += openings.SEQUELS
+    if request.length == "short" and rng.random() < 0.6:
+        _retell_in_brief(story)
+    elif request.length == "long":
+        # The last sentence closes the story, so what happened next comes before it.
+        last = story.paragraphs[-1].pop()
+        story.paragraphs.append([story.expand(story.sequel.pop(0)), last])
     return story
+
+
+def _retell_in_brief(story: Story) -> None:
+    """Replace the middle of the story by its summary."""
+    summary = story.rng.choice(story.summary).replace("{N} the {k}", "{N}").replace("{N} the {qk}", "{N}").replace("{a_qk}", "{N}")
+    if "{fnew}" not in summary:
+        summary = summary.replace("{fN}", "{fnew}", 1)
+    text = story.expand(openings.new_day(story)[:-1] + ", " + summary[:1].lower() + summary[1:])
+    if story.fields["tt"] not in text:
+        text += " " + story.expand("{N} was so glad that {he} began to {use} right away." if story.rng.random() < 0.3 else "And {N} kept the {t} for ever.")
+    if story.fields["fk"] not in text:
+        text += " " + story.expand("Now {N} had a good friend, {fnew}.")
+    story.paragraphs = [story.paragraphs[0][:2], [text, story.paragraphs[-1][-1]]]

@@ -144,3 +144,16 @@ def ending(s: Story) -> None:
             "When the sun went down, they walked home together.",
             "And that is the story of {N} and the {t}.",
         )
+
+
+# What may happen after any story.
+SEQUELS = [
+    "The next [day|morning], {N} and {fN} met again {in_place}. They [built a little house from branches|picked berries|played hide and seek|flew a kite|looked for shells] and told each other stories until it was time to go home.",
+    'A week later, {fN} came to see {N}. "I have an idea," said {fN}. "Let us have a party!" They invited everyone, and there was [cake|pie|lemonade|music] for all.',
+    'After that, {N} went home and [ate a big bowl of soup|drank a cup of warm milk|took a bath]. Then {he} lay down in {his} bed and thought of the {t}. "What a day!" {he} said and fell asleep.',
+    'Then a little [mouse|bird|rabbit|duck] came and asked, "May I play with you too?" "Of course," said {N}. Now they were three friends, and they had even more fun.',
+    "Some days later, it began to snow. {N} and {fN} made a big snowman. It got a [carrot|stick|button] for a nose, and they put the {tt} beside it. How it shone!",
+    "When [summer|spring|autumn] came, {N} and {fN} went on a trip together. They saw [a high mountain|the wide sea|a big city|a deep lake] and came home with many stories to tell.",
+    'In the evening, {N} told {his} [mother|father|grandmother|grandfather] everything. "I am proud of you," {N} heard, and got a big hug and a [cookie|warm bun|sweet apple].',
+    'Then it was time for supper. {fN} stayed, and they ate [pancakes|soup|noodles|bread and cheese] together. "Tomorrow we will meet again," said {N}. And so they did.',
+]

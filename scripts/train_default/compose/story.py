@@ -113,7 +113,7 @@ def pick_thing(rng: random.Random) -> tuple[str, str]:
     """(noun, adjective or '')."""
     category = rng.choice([*list(words.THINGS), "toy", "tool", "tool", "nature", "food", "wear"])
     noun = rng.choice(words.THINGS[category].split()).replace("_", " ")
-    if rng.random() < 0.02:
+    if rng.random() < 0.05:
         noun = words.invented_word(rng, 2)
     if rng.random() < 0.2:
         return noun, ""

@@ -142,19 +142,19 @@ QUALITIES = {
 # things by category; each category has phrases for using one ("it")
 THINGS = {
     "toy": """ball kite doll teddy_bear spinning_top balloon puppet toy_car toy_train toy_boat hoop yo-yo puzzle marble block toy_robot
-        rocking_horse swing skipping_rope bubble_wand dice toy_truck jack-in-the-box frisbee stuffed_rabbit card_game""",
+        rocking_horse swing skipping_rope bubble_wand dice marionette toy_plane toy_bear seesaw slingshot rattle yarn_ball paper_boat paper_plane snow_globe pinwheel toy_truck jack-in-the-box frisbee stuffed_rabbit card_game""",
     "tool": """key rope ladder hammer shovel bucket basket broom needle brush net wheel stick axe spade rake saw mop sponge hook jar
         bottle box bag sack barrel wheelbarrow pot pan spoon fork cup mug plate bowl kettle teapot comb mirror magnet telescope compass
         clock watch pencil pen crayon button ribbon thread nail screw tent pillow blanket carpet chair stool table bench lock chest
-        paintbrush camera map letter envelope stamp coin purse wallet ruler scissors_case tray candle_holder""",
+        paintbrush camera map letter envelope stamp coin purse wallet ruler tray candle_holder towel soap_dish cushion curtain parcel ticket lunchbox suitcase statue wallet keyring hourglass anvil fishing_rod feather_duster doormat flowerpot birdhouse beehive thermometer calendar globe medal trophy flag lunch_basket pitcher thermos funnel sieve whisk spatula""",
     "light": "lamp lantern candle torch flashlight night_light",
     "food": """apple cake cookie pear banana orange pie loaf_of_bread carrot pumpkin cherry strawberry melon sandwich pancake muffin
         lollipop piece_of_cheese honey_pot nut egg mango coconut potato tomato peach plum pizza bowl_of_soup jar_of_jam cupcake lemon
-        turnip cabbage watermelon pineapple biscuit chocolate_bar candy bun donut ice_cream""",
-    "wear": "hat scarf coat dress cap crown shirt jacket belt necklace ring bracelet sock glove boot shoe cape apron mask bow sweater",
-    "ride": "boat cart bike wagon sled raft scooter car train truck balloon_basket ship canoe tractor rocket bus plane skateboard",
+        turnip cabbage watermelon pineapple biscuit chocolate_bar candy bun donut pretzel waffle radish cucumber onion raspberry noodle omelette pudding meatball bagel croissant raisin marshmallow corn_cob ice_cream""",
+    "wear": "hat scarf coat dress cap crown shirt jacket belt necklace ring bracelet sock glove boot shoe cape apron mask bow sweater mitten slipper earring brooch headband vest pajama_top raincape straw_hat",
+    "ride": "boat cart bike wagon sled raft scooter car train truck balloon_basket ship canoe tractor rocket bus plane skateboard tricycle ferry helicopter gondola kayak hot_air_balloon pram sleigh unicycle",
     "nature": """stone shell feather flower seed leaf acorn pearl rose rock pine_cone mushroom pebble crystal star snowflake sunflower
-        tulip nest cloud rainbow gem diamond twig petal bean""",
+        tulip nest cloud rainbow gem diamond twig petal bean daffodil icicle fossil log cactus dandelion clover coral ruby emerald""",
     "music": "drum bell whistle flute guitar trumpet horn violin piano harp banjo tambourine music_box harmonica xylophone",
     "read": "book diary picture_book storybook notebook newspaper cookbook songbook",
     "shelter": "umbrella parasol",
