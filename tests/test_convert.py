@@ -93,6 +93,17 @@ def test_norms_biases_and_config_survive(tmp_path, kind):
     assert model.config == open_checkpoint(made.path).config
 
 
+def test_the_config_keeps_all_fields_but_those_about_the_files_of_the_source(tmp_path):
+    made = write_checkpoint(
+        tmp_path / "source", auto_map={"AutoModel": "code.Model"}, torch_dtype="bfloat16", note="ü"
+    )
+    config = json.loads((convert(made.path, tmp_path / "out").path / "config.json").read_text())
+    quantization = config.pop("quantization_config")
+    assert config == {key: value for key, value in made.config.items() if key != "auto_map"}
+    assert quantization["source"] == str(made.path)
+    assert quantization["source_format"] == "dense bf16"
+
+
 def test_biases_of_every_linear(tmp_path):
     made = write_checkpoint(tmp_path / "source", "llama", attention_bias=True, mlp_bias=True)
     model = PackedModel.open(convert(made.path, tmp_path / "out").path)

@@ -98,7 +98,8 @@ def test_weights_of_zero_have_no_error_and_no_ratio():
 
 
 @pytest.mark.parametrize("m", [1, 63, 64, 65, 130])
-def test_ternary_weights_are_stored_exactly(m):
+def test_ternary_weights_are_stored_exactly(m, monkeypatch):
+    monkeypatch.setattr(quantize, "CHUNK_WEIGHTS", 64 * 70)
     rng = np.random.default_rng(m)
     values = rng.integers(-1, 2, (m, 70), dtype=np.int8)
     scales = np.exp(rng.uniform(-20, 20, m)).astype(np.float32)

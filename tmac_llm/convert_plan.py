@@ -23,7 +23,7 @@ DEFAULT_HEAD_BITS = 8
 DEFAULT_GROUP_SIZE = 128
 
 # Fields of a source's config.json that describe how its own files are stored or run.
-_NOT_COPIED = ("quantization_config", "compression_config", "weight_bits", "input_bits", "auto_map")
+_NOT_COPIED = ("quantization_config", "compression_config", "auto_map")
 _FLOAT_NAMES = {dtype: name for name, dtype in files.DTYPES.items() if name != "U8"}
 
 

@@ -243,7 +243,9 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch, calls):
         original(self, data)
 
     monkeypatch.setattr(module._HashedFile, "write", write_some)
-    with pytest.raises(ConvertError, match="No space left on device; nothing is left behind") as error:
+    with pytest.raises(
+        ConvertError, match="No space left on device; nothing is left behind, make room"
+    ) as error:
         write(tmp_path / "model")
     assert "\n" not in str(error.value)
     assert everything(tmp_path) == []
@@ -281,6 +283,21 @@ def test_leftovers_of_dead_conversions_are_removed_by_the_next_one(tmp_path):
     shutil.rmtree(tmp_path / "model")
     write(tmp_path / "model")
     assert not locked.exists()
+
+
+def test_leftovers_of_other_users_do_not_matter(tmp_path, monkeypatch):
+    theirs = tmp_path / f".other.convert-{dead_pid()}-0123abcd"
+    theirs.mkdir()
+    original = os.open
+
+    def refuse(path, *arguments, **options):
+        if path == theirs:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    write(tmp_path / "model")
+    assert theirs.is_dir()
 
 
 def test_writes_through_a_link_to_the_directory(tmp_path, converted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -189,9 +190,10 @@ class PackedWriter:
             )
 
     def _failed(self, error: OSError) -> ConvertError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = f"make room for {self.n_bytes / 1e6:.1f} MB" if full else "choose another directory"
         return ConvertError(
-            f"{self.out}: cannot be written: {error.strerror}; nothing is left behind,"
-            f" {self.n_bytes / 1e6:.1f} MB are needed there"
+            f"{self.out}: cannot be written: {error.strerror}; nothing is left behind, {remedy}"
         )
 
 
@@ -258,7 +260,10 @@ def _is_alive(pid: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Whether a process, of this machine or another one that shares the disk, holds the directory's lock."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # another user's
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
