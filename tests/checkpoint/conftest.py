@@ -109,11 +109,3 @@ def linears() -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def to_safetensors() -> Callable[..., bytes]:
     return safetensors_bytes
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    path = Path(__file__).parents[2].parent / "shared" / "golden"
-    if not path.is_dir():
-        pytest.skip("the golden checkpoints are not beside this repository")
-    return path

@@ -235,10 +235,10 @@ def test_1bitllm(files: Any, tensors: Any, linears: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["bitnet_offline", "llama_bitlinear"])
-def test_golden_packed(golden: Path, name: str) -> None:
+def test_golden_packed(golden_dir: Path, name: str) -> None:
     """Against an unpacker of its own over the tensors that the reference library reads."""
-    checkpoint = open_checkpoint(golden / name)
-    stored = safetensors.numpy.load_file(golden / name / "model.safetensors")
+    checkpoint = open_checkpoint(golden_dir / name)
+    stored = safetensors.numpy.load_file(golden_dir / name / "model.safetensors")
     linears = [n.removesuffix(".weight_scale") for n in stored if n.endswith(".weight_scale")]
     assert len(linears) == 14
     for linear in linears:
@@ -252,9 +252,12 @@ def test_golden_packed(golden: Path, name: str) -> None:
         assert 1.2 < weight.scales[0] < 1.5
 
 
-def test_golden_offline_and_online_hold_the_same_ternary_values(golden: Path) -> None:
-    offline, online = open_checkpoint(golden / "bitnet_offline"), open_checkpoint(golden / "bitnet_online")
-    assert json.loads((golden / "bitnet_online" / "config.json").read_text())["quantization_config"]
+def test_golden_offline_and_online_hold_the_same_ternary_values(golden_dir: Path) -> None:
+    offline, online = (
+        open_checkpoint(golden_dir / "bitnet_offline"),
+        open_checkpoint(golden_dir / "bitnet_online"),
+    )
+    assert json.loads((golden_dir / "bitnet_online" / "config.json").read_text())["quantization_config"]
     for name in offline.names():
         if name == "model.embed_tokens":
             continue

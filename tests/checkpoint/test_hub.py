@@ -1,8 +1,7 @@
-"""fetch against a local server that speaks the Hub's endpoints, each call in a process of its own."""
+"""fetch against a local server that speaks the Hub's endpoints, some calls in processes of their own."""
 
 import errno
 import fcntl
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import hub_server
 import pytest
 from huggingface_hub import constants
 
@@ -43,31 +42,17 @@ print(json.dumps({**answer, "seen": seen}))
 """
 
 
-def load_server() -> ModuleType:
-    path = Path(__file__).parents[1] / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-server = load_server()
-
-
 @pytest.fixture
 def hub() -> Iterator[Any]:
     repos = {
-        "o/model": server.Repo({**SMALL, "model.safetensors": MODEL}),
-        "o/gated": server.Repo({**SMALL, "model.safetensors": MODEL}, gated=True),
-        "o/private": server.Repo({**SMALL, "model.safetensors": MODEL}, private=True),
-        "o/pickle": server.Repo({**SMALL, "pytorch_model.bin": b"\x80" * 100}),
-        "o/broken": server.Repo(dict(SMALL), broken=500),
-        "o/busy": server.Repo(dict(SMALL), broken=429),
+        "o/model": hub_server.Repo({**SMALL, "model.safetensors": MODEL}),
+        "o/gated": hub_server.Repo({**SMALL, "model.safetensors": MODEL}, gated=True),
+        "o/private": hub_server.Repo({**SMALL, "model.safetensors": MODEL}, private=True),
+        "o/pickle": hub_server.Repo({**SMALL, "pytorch_model.bin": b"\x80" * 100}),
+        "o/broken": hub_server.Repo(dict(SMALL), broken=500),
+        "o/busy": hub_server.Repo(dict(SMALL), broken=429),
     }
-    with server.HubServer(repos) as running:
+    with hub_server.HubServer(repos) as running:
         yield running
 
 
@@ -165,7 +150,7 @@ def test_offline_with_a_part_in_the_cache(hub: Any, call: Any, monkeypatch: pyte
         {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     )
     shards = {"model-1-of-2.safetensors": b"1" * 10, "model-2-of-2.safetensors": b"2" * 10}
-    hub.repos["o/sharded"] = server.Repo(
+    hub.repos["o/sharded"] = hub_server.Repo(
         {**SMALL, **shards, "model.safetensors.index.json": weight_map.encode()}
     )
     path = call("o/sharded")
@@ -239,20 +224,20 @@ def test_unknown_repository(call: Any) -> None:
     message = call("o/none")
     assert message.startswith("HubError: o/none: no such repository at http://127.0.0.1:")
     assert "check the name" in message
-    assert call("o/none", token=server.GOOD_TOKEN) == message
+    assert call("o/none", token=hub_server.GOOD_TOKEN) == message
 
 
 def test_private_repository(call: Any) -> None:
     assert "pass --token or set HF_TOKEN" in call("o/private")
-    assert (Path(call("o/private", token=server.GOOD_TOKEN)) / "model.safetensors").exists()
+    assert (Path(call("o/private", token=hub_server.GOOD_TOKEN)) / "model.safetensors").exists()
 
 
 def test_gated_repository(hub: Any, call: Any, call_process: Processes) -> None:
     page = f"accept its licence at {hub.url}/o/gated, then pass --token or set HF_TOKEN"
     assert call("o/gated") == f"HubError: o/gated: a gated repository and no valid token was sent; {page}"
-    known = call("o/gated", token=server.OTHER_TOKEN)
+    known = call("o/gated", token=hub_server.OTHER_TOKEN)
     assert known == f"HubError: o/gated: a gated repository and this token has no access; {page}"
-    assert call_process("o/gated", {"HF_TOKEN": server.GOOD_TOKEN})["files"]
+    assert call_process("o/gated", {"HF_TOKEN": hub_server.GOOD_TOKEN})["files"]
 
 
 def test_refused_token(call: Any) -> None:

@@ -33,14 +33,14 @@ GOLDEN_FORMATS = {
 
 
 @pytest.mark.parametrize("name", GOLDEN_FORMATS)
-def test_golden_formats_and_values(golden: Path, name: str) -> None:
-    checkpoint = open_checkpoint(golden / name)
+def test_golden_formats_and_values(golden_dir: Path, name: str) -> None:
+    checkpoint = open_checkpoint(golden_dir / name)
     assert checkpoint.format == GOLDEN_FORMATS[name]
     assert checkpoint.notes == []
-    paths = sorted((golden / name).glob("*.safetensors"))
+    paths = sorted((golden_dir / name).glob("*.safetensors"))
     assert checkpoint.n_bytes == sum(p.stat().st_size for p in paths)
     stored = {k: v for p in paths for k, v in safetensors.numpy.load_file(p).items()}
-    tied = json.loads((golden / name / "config.json").read_text())["tie_word_embeddings"]
+    tied = json.loads((golden_dir / name / "config.json").read_text())["tie_word_embeddings"]
     assert (checkpoint.lm_head() is None) == tied == checkpoint.config.tie_word_embeddings
     np.testing.assert_array_equal(checkpoint.embedding().rows(0, 9), stored["model.embed_tokens.weight"][:9])
     # every tensor of the file is handed out by exactly one accessor
@@ -65,10 +65,12 @@ def test_golden_formats_and_values(golden: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["gptq_v1_4bit_g32", "awq_4bit_g32", "compressed_tensors_4bit_g32", "hqq_axis1_2bit_g64"]
 )
-def test_golden_formats_without_a_reader_are_refused_by_name(golden: Path, name: str) -> None:
-    method = json.loads((golden / name / "config.json").read_text())["quantization_config"]["quant_method"]
+def test_golden_formats_without_a_reader_are_refused_by_name(golden_dir: Path, name: str) -> None:
+    method = json.loads((golden_dir / name / "config.json").read_text())["quantization_config"][
+        "quant_method"
+    ]
     with pytest.raises(UnsupportedError, match=f"quant_method is '{method}', which is not supported"):
-        open_checkpoint(golden / name)
+        open_checkpoint(golden_dir / name)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "compressed-tensors", "auto-round", "fp8", 7])

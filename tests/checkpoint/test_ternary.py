@@ -65,8 +65,10 @@ def test_column_blocks_stay_dense_with_a_note(files: Any, ternary_model: Any) ->
     assert isinstance(weight, DenseWeight)
     np.testing.assert_array_equal(weight.rows(0, 32), stored[f"{name}.weight"])
     assert len(checkpoint.notes) == 1
-    assert "down_proj has several scales per row" in checkpoint.notes[0]
+    assert "mlp.down_proj, maybe not alone, is not ternary with one scale per row" in checkpoint.notes[0]
     assert isinstance(checkpoint.linear(NAME), TernaryWeight)
+    checkpoint.linear(name)
+    assert len(checkpoint.notes) == 1
 
 
 def test_a_late_row_that_is_not_ternary(files: Any, ternary_model: Any) -> None:

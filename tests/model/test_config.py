@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tmac_llm.errors import CheckpointError, TmacError, UnsupportedError
 from tmac_llm.model.config import ModelConfig, RopeConfig
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
-
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -69,9 +67,8 @@ def test_plain_llama() -> None:
     )
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this repository")
-def test_both_spellings_of_the_golden_configs_are_equal() -> None:
-    pairs = [(p, p.with_name("config.v4.json")) for p in sorted(GOLDEN.glob("*/config.json"))]
+def test_both_spellings_of_the_golden_configs_are_equal(golden_dir: Path) -> None:
+    pairs = [(p, p.with_name("config.v4.json")) for p in sorted(golden_dir.glob("*/config.json"))]
     pairs = [(new, old) for new, old in pairs if old.exists()]
     assert len(pairs) >= 6
     for new, old in pairs:

@@ -35,9 +35,7 @@ class DenseTernary(DenseEncoding):
         for begin, end in row_blocks(shape):
             block = to_float32(weight.rows(begin, end))
             if _blocks_of(block) != 1:
-                self._notes.append(
-                    f"{name} has several scales per row: it is kept as a float matrix and quantised like one"
-                )
+                self._note_dense(name)
                 return weight
             np.abs(block).max(axis=1, out=scales[begin:end])
 
@@ -45,6 +43,13 @@ class DenseTernary(DenseEncoding):
             return np.sign(to_float32(weight.rows(begin, end))).astype(np.int8)
 
         return TernaryWeight(shape, rows, scales, bias)
+
+    def _note_dense(self, name: str) -> None:
+        """Once for the whole model: TriLM has two such matrices per layer."""
+        if not any("one scale per row" in note for note in self._notes):
+            self._notes.append(
+                f"{name}, maybe not alone, is not ternary with one scale per row: read as float"
+            )
 
 
 def looks_ternary(files: TensorFiles, linears: Iterable[str]) -> bool:
