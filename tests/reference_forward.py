@@ -1,7 +1,7 @@
-"""An independent forward pass in plain float64 numpy, and a loader of its own for float and BitNet checkpoints.
+"""An independent forward pass in plain float64 numpy, with a loader of float and BitNet checkpoints.
 
-The oracle of the engine's tests: no cache, no tiles, one token and one head after the other, nothing shared with
-tmac_llm but the configuration object.
+The oracle of the engine's tests: no cache, no tiles, one token and one head after the other, nothing shared
+with tmac_llm but the configuration object.
 """
 
 from __future__ import annotations
@@ -24,9 +24,26 @@ PROJECTIONS = (
 _RENAMED = {"inner_attn_ln": "attn_sub_norm", "ffn_layernorm": "ffn_sub_norm"}
 
 
+# A small model, for tests that vary its fields.
+CONFIG = ModelConfig.from_dict(
+    {
+        "model_type": "llama",
+        "vocab_size": 8,
+        "hidden_size": 96,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+    }
+)
+
+
 @dataclass
 class Model:
-    """A configuration and float64 tensors under Hugging Face names; linears multiply by `weights[name + ".weight"]`."""
+    """A configuration, and float64 tensors under Hugging Face names, as the mathematics uses them."""
 
     config: ModelConfig
     weights: dict[str, np.ndarray] = field(default_factory=dict)
@@ -58,7 +75,7 @@ def load(path: Path) -> Model:
 
 
 def forward(model: Model, token_ids: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(logits (n, vocab_size), residual streams (n, hidden_size) after the embedding and after each layer)."""
+    """(logits (n, vocab_size), residual streams (n, hidden_size) after embedding and each layer)."""
     config, w = model.config, model.weights
     x = w["model.embed_tokens.weight"][token_ids].astype(np.float64)
     residuals = [x.copy()]

@@ -1,4 +1,4 @@
-"""Builds a decoder from packed weights; the only module that knows tensor names and the decoder's parts both."""
+"""Builds a decoder from packed weights: the one module that knows tensor names and the decoder's parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RESERVE = 256 << 20
 
 
 class Source(Protocol):
-    """What is read of packed.container.PackedModel and synthetic.SyntheticModel, which have checked every shape."""
+    """What is read of packed.container.PackedModel and synthetic.SyntheticModel, which check every shape."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -37,8 +37,8 @@ class Source(Protocol):
 def load_decoder(source: Source, tables: Tables | None = None) -> Decoder:
     """Copy the weights into memory in the running instruction set's order, and build the decoder.
 
-    tables: how activations of the layers become tables; None: "exact" for models trained with int8 activations,
-    "int8" for others. numpy's BLAS is limited to one thread from here on, in this process.
+    tables: how activations of the layers become tables; None: "exact" for models trained with int8
+    activations, "int8" for others. numpy's BLAS has one thread from here on, in the whole process.
     Raises PackedModelError where the weights do not fit into memory, UsageError for "exact" on a model with
     float activations, KernelError where the native library refuses.
     """
@@ -66,25 +66,18 @@ class _Loader:
             for i in range(self._config.num_hidden_layers)
         ]
         head = names.EMBEDDING if self._config.tie_word_embeddings else names.LM_HEAD
-        return Decoder(
-            self._config,
-            self._embedding(),
-            layers,
-            self._norm("model.norm"),
-            self._linear(head, in_layer=False),
-        )
+        lm_head = self._linear(head, in_layer=False)
+        return Decoder(self._config, self._embedding(), layers, self._norm("model.norm"), lm_head)
 
-    def _layer(
-        self, i: int, qkv_proj: Linear, o_proj: Linear, gate_up_proj: Linear, down_proj: Linear
-    ) -> Layer:
+    def _layer(self, i: int, qkv: Linear, o: Linear, gate_up: Linear, down: Linear) -> Layer:
         config, name = self._config, f"model.layers.{i}"
         return Layer(
             input_norm=self._norm(f"{name}.input_layernorm"),
-            qkv_proj=qkv_proj,
-            o_proj=o_proj,
+            qkv_proj=qkv,
+            o_proj=o,
             post_attention_norm=self._norm(f"{name}.post_attention_layernorm"),
-            gate_up_proj=gate_up_proj,
-            down_proj=down_proj,
+            gate_up_proj=gate_up,
+            down_proj=down,
             q_norm=self._norm(f"{name}.self_attn.q_norm") if config.qk_norm else None,
             k_norm=self._norm(f"{name}.self_attn.k_norm") if config.qk_norm else None,
             attn_sub_norm=self._norm(f"{name}.self_attn.attn_sub_norm") if config.sub_norms else None,
@@ -125,8 +118,8 @@ def _check_memory(source: Source) -> None:
     available = machine.available_memory()
     if needed + _RESERVE > available:
         raise PackedModelError(
-            f"the weights need {needed / 1e9:.1f} GB of memory and {_RESERVE / 1e9:.1f} GB beside them, but"
-            f" {available / 1e9:.1f} GB are available; close other programs, or convert the model with fewer bits"
+            f"the weights need {needed / 1e9:.1f} GB of memory and {_RESERVE / 1e9:.1f} GB beside them, only"
+            f" {available / 1e9:.1f} GB are left; close other programs, or convert with fewer bits"
         )
 
 

@@ -24,9 +24,9 @@ TERNARY_BITS = 2
 class SyntheticModel:
     """The reading interface of packed.container.PackedModel over random weights, the same for the same seed.
 
-    bits: 1 to 8 of the linears in the layers, 16 for float16; models with int8 activations (BitNet) are ternary,
-    bits 2. group_size: 32, 64 or 128 columns share a scale and a zero point. head_bits: of embedding and output
-    head. Nothing is kept: each reading makes a matrix anew, so the largest one bounds the memory.
+    bits: 1 to 8 of the linears in the layers, 16 for float16; models with int8 activations (BitNet) are
+    ternary, bits 2. group_size: 32, 64 or 128 columns share a scale and a zero point. head_bits: of embedding
+    and output head. Nothing is kept: each reading makes a matrix anew, so the largest one bounds the memory.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class SyntheticModel:
         if kind == "bias":
             return rng.normal(0, 0.1, linear.m).astype(np.float32)
         values = rng.standard_normal((linear.m, linear.k), np.float32)
-        return (values / np.sqrt(linear.k, dtype=np.float32)).astype(np.float16)
+        values *= linear.k**-0.5
+        return values.astype(np.float16)
 
     def _rng(self, name: str) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64([self._seed, crc32(name.encode())]))

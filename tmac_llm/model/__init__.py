@@ -1,1 +1,1 @@
-"""The decoder of the Llama and BitNet families in numpy over table-lookup linears; knows no file formats and no text."""
+"""The decoder of the Llama and BitNet families: numpy around table-lookup linears; knows no files, no text."""

@@ -35,7 +35,7 @@ class Attention:
         self._local = threading.local()
 
     def __call__(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
-        """q, out: float32 (n, heads, head_dim) of the tokens at position .. position + n - 1, which are cached."""
+        """q, out: float32 (n, heads, head_dim) of the tokens from `position` on, which are in the cache."""
         n = len(q)
         grouped = (n, self._kv_heads, self._group, self._head_dim)
         q, out = q.reshape(grouped), out.reshape(grouped)
@@ -96,7 +96,7 @@ class Attention:
         return first, last, np.where(hidden, np.float32(-np.inf), np.float32(0))
 
     def _work(self, kv_heads: int, queries: int, tiles: int) -> _Work:
-        """The scratch arrays of this thread, made anew when the shape changes: every 64 tokens of decoding."""
+        """Scratch arrays of this thread, made anew when the shape changes: every 64 tokens of decoding."""
         work: _Work | None = getattr(self._local, "work", None)
         if work is None or work.shape != (kv_heads, queries, tiles):
             work = _Work(kv_heads, queries, self._group, tiles, self._head_dim)
@@ -105,7 +105,7 @@ class Attention:
 
 
 class _Work:
-    """Scratch of one product of queries with the tiles of some key heads; a row is one (query, head of group)."""
+    """Scratch of a product of queries with the tiles of some key heads; a row is a (query, head of group)."""
 
     def __init__(self, kv_heads: int, queries: int, group: int, tiles: int, head_dim: int) -> None:
         self.shape = kv_heads, queries, tiles

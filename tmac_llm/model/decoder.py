@@ -1,4 +1,4 @@
-"""The forward pass of the Llama family and of BitNet b1.58; knows no files, no names of tensors and no text."""
+"""The forward pass of the Llama family and of BitNet b1.58; knows no files, no tensor names and no text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer. qkv_proj and gate_up_proj give their parts side by side; biases are in the linears."""
+    """Weights of one layer. qkv_proj and gate_up_proj give their parts side by side; linears hold biases."""
 
     input_norm: RMSNorm
     qkv_proj: Linear
@@ -64,10 +64,10 @@ class Decoder:
     ) -> Floats | None:
         """Run the tokens that follow those in `cache` and add them to it.
 
-        token_ids: (n,), n >= 1. Returns float32 logits: (1, vocab_size) after the last token, overwritten by the
-        next call; (n, vocab_size); or None. observe: gets the residual stream, float32 (n, hidden_size), after
-        the embedding and after every layer. Raises ContextLengthError where the cache is full, KernelError for
-        activations that are not finite; the cache then keeps its length.
+        token_ids: (n,), n >= 1. Returns float32 logits: (1, vocab_size) after the last token, overwritten by
+        the next call; (n, vocab_size); or None. observe: gets the residual stream, float32 (n, hidden_size),
+        after the embedding and after every layer. Raises ContextLengthError where the cache is full,
+        KernelError for activations that are not finite; the cache then keeps its length.
         """
         n = len(token_ids)
         cache.reserve(n)

@@ -1,7 +1,7 @@
-"""Keys and values of the tokens seen so far, in tiles that one BLAS call reads without packing; knows no weights.
+"""Keys and values of the tokens seen so far, in tiles that BLAS reads without packing; knows no weights.
 
-A tile holds 64 positions. numpy multiplies every tile as a small matrix of its own, which OpenBLAS reads in place:
-several times faster than one product over a (kv_heads, positions, head_dim) cache.
+A tile holds 64 positions. numpy multiplies every tile as a small matrix of its own, which OpenBLAS reads in
+place: several times faster than one product over a (kv_heads, positions, head_dim) cache.
 
     keys    (kv_heads, tiles, head_dim, 64)
     values  (kv_heads, tiles, parts, 64, head_dim / parts)      columns of a part: value_part(head_dim)
@@ -24,7 +24,7 @@ _FIRST_TILES = 4
 
 
 class LayerCache(NamedTuple):
-    """What one layer keeps, float32, in the shapes above. Beyond the length: zeros or stale, always finite."""
+    """What one layer keeps, float32, in the shapes above. Beyond the length: zeros or stale values."""
 
     keys: Floats
     values: Floats

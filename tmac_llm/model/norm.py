@@ -27,7 +27,7 @@ class RMSNorm:
         """x, out: float32 (n, ..., width); they may be the same array."""
         if x.size == self._width:  # one token: a scalar needs no numpy calls
             vector = x.reshape(-1)
-            factor = 1.0 / math.sqrt(vector.dot(vector) / self._width + self._eps)
+            factor = 1.0 / math.sqrt(float(vector.dot(vector)) / self._width + self._eps)
             np.multiply(x, self._weight, out=out)
             np.multiply(out, factor, out=out)
         elif len(x) == 1:

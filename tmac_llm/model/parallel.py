@@ -1,7 +1,7 @@
-"""numpy work on several threads in fixed portions, so that no result depends on their number; knows no model.
+"""numpy work on several threads in fixed portions: no result depends on their number; knows no model.
 
-numpy's own BLAS threads are switched off: they would fight the kernel threads, and they split sums and edges by
-their number.
+numpy's own BLAS threads are switched off: they would fight the kernel threads, and how they split a product
+depends on their number.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class Rotation(NamedTuple):
 class RotaryEmbedding:
     """Tables of cos and sin by position, made on demand.
 
-    With rope_type dynamic a position p has the frequencies of a sequence of p + 1 tokens, as in decoding token
-    by token: keys in a cache keep their rotation, and it does not matter how a prompt was cut into chunks.
+    With rope_type dynamic a position p has the frequencies of a sequence of p + 1 tokens, as in decoding
+    token by token: cached keys keep their rotation, and it does not matter how a prompt was cut into chunks.
     """
 
     def __init__(self, rope: RopeConfig, head_dim: int) -> None:
