@@ -1,7 +1,9 @@
 """The embedded model run by tmac-llm agrees with PyTorch's float32 result on the same files.
 
-reference_logits.npz is written by scripts/train_default/export.py: per prompt the token ids, the logits of
-the last four positions, and the greedy continuation (64 tokens, or fewer where the answer ends).
+reference_logits.npz is written by scripts/train_default/export.py. Rounding activations to int8 makes the
+model chaotic: changing its embedding by one part in 10^7 moves PyTorch's own logits by 2e-3 to 4e-3 (relative
+RMS over 80 tokens), because some activation then falls on the other side of a tie. So two tokens are compared
+tightly, and whole prompts with a bound that is ten times below the smallest error of a wrong recipe.
 """
 
 from __future__ import annotations
@@ -18,24 +20,39 @@ REFERENCE = Path(__file__).parent / "reference_logits.npz"
 
 
 @pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     packed = tmp_path_factory.mktemp("packed") / "default"
     tmac_llm.convert(resources.default_model(), packed, head_bits=16)
     return tmac_llm.load(packed, tables="exact")
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_logits_agree_with_torch(llm, i):
-    with np.load(REFERENCE) as reference:
-        ids, expected = reference[f"ids_{i}"], reference[f"logits_{i}"]
-    got = llm.logits(ids)[-len(expected) :]
-    assert np.linalg.norm(got - expected) <= 1e-3 * np.linalg.norm(expected)
+def _relative_rms(got, expected):
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def test_two_tokens_agree_to_float_rounding(llm, reference):
+    got = [llm.logits(pair)[-1] for pair in reference["pairs"]]
+    errors = [_relative_rms(*both) for both in zip(got, reference["pair_logits"], strict=True)]
+    assert np.median(errors) <= 1e-5
+    assert _relative_rms(np.array(got), reference["pair_logits"]) <= 1e-3
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_greedy_text_agrees_with_torch(llm, i):
-    with np.load(REFERENCE) as reference:
-        prompt, expected = str(reference[f"prompt_{i}"]), reference[f"greedy_{i}"].tolist()
+def test_prompts_agree_up_to_ties(llm, reference, i):
+    expected = reference[f"logits_{i}"]
+    got = llm.logits(reference[f"ids_{i}"])[-len(expected) :]
+    assert _relative_rms(got, expected) <= 9e-3
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_greedy_text_agrees_with_torch(llm, reference, i):
+    prompt, expected = str(reference[f"prompt_{i}"]), reference[f"greedy_{i}"].tolist()
     stream = llm.chat_stream([{"role": "user", "content": prompt}], temperature=0, max_tokens=len(expected))
     text = "".join(stream)
     assert text.strip() == llm.tokenizer.decode([token for token in expected if token != 2]).strip()
