@@ -133,8 +133,10 @@ def _check_rows(what: str, array: object, dtypes: tuple[np.dtype[Any], ...], wid
         raise KernelError(
             f"matmul: {what}: expected {names} (n, {width}) or ({width},), found {array.dtype} {array.shape}"
         )
+    if not array.size:
+        return
     size = array.itemsize
-    rows_apart = array.ndim == 1 or array.shape[0] <= 1 or array.strides[0] >= width * size
+    rows_apart = array.ndim == 1 or array.shape[0] == 1 or array.strides[0] >= width * size
     if (width > 1 and array.strides[-1] != size) or not rows_apart or array.strides[0] % size:
         raise KernelError(
             f"matmul: {what}: expected rows contiguous in memory, found strides {array.strides}"
