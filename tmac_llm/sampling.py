@@ -127,8 +127,8 @@ def candidates(
     maximum = logits.max() + np.float32(0)  # +0 for -0: the distances below must have no sign bit
     _check_maximum(float(maximum))
     # The distance to the maximum, not the logit, is divided: it cannot overflow to NaN, and its bits sort.
-    cost = np.subtract(maximum, logits, out=logits)
     with np.errstate(over="ignore"):
+        cost = np.subtract(maximum, logits, out=logits)
         cost /= np.float32(temperature)
     ids = None
     if 0 < top_k < len(cost):
