@@ -12,6 +12,7 @@ tokens or only of the first is not in this file but in tokenizer_config.json (`l
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def read(path: Path) -> SentencePiece:
 def build(model: SentencePiece, prefix_each: bool) -> Tokenizer:
     """A tokenizer with the ids of `model`.
 
-    prefix_each: the space in front is added to each stretch between special tokens; otherwise to none.
+    prefix_each: each stretch between special tokens is treated as a text of its own: it gets the space in front
+    and loses extra spaces. Otherwise neither happens, and `prepare` is to be called on the whole text.
     Control and unknown pieces become special tokens, user-defined ones are found whole in any text.
     """
     tokenizer = Tokenizer(_bpe(model) if model.is_bpe else _unigram(model))
@@ -124,16 +126,23 @@ def _unigram(model: SentencePiece) -> models.Unigram:
     )
 
 
+def prepare(model: SentencePiece, text: str) -> str:
+    """The text with the space in front and without extra spaces, as `model` says."""
+    if model.remove_extra_whitespaces:
+        text = re.sub(" {2,}", " ", text.lstrip(" ")).rstrip(" " + SPACE)
+    return SPACE + text if text and model.add_dummy_prefix else text
+
+
 def _normalizer(model: SentencePiece, prefix_each: bool) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
         steps.append(normalizers.Precompiled(model.charsmap))
-    if model.remove_extra_whitespaces:
+    if model.remove_extra_whitespaces and prefix_each:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix and prefix_each:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
-    if model.remove_extra_whitespaces:
+    if model.remove_extra_whitespaces and prefix_each:
         steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
     return normalizers.Sequence(steps)
 

@@ -42,7 +42,7 @@ class Tokenizer:
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._tokenizer, self._config = files.tokenizer, files.config
-        self._prefix = files.prefix
+        self._prepare = files.prepare
         self.chat_template = files.chat_template
         self._specials = {
             token.content: (i, token)
@@ -98,8 +98,8 @@ class Tokenizer:
 
         parse_special: special tokens written in the text are those tokens; otherwise they are plain text.
         """
-        if self._prefix and not (parse_special and self._special_pattern.match(text)):
-            text = self._prefix(text)
+        if self._prepare and not (parse_special and self._special_pattern.match(text)):
+            text = self._prepare(text)
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer(first=True)
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         if add_special_tokens and self.bos_token_id is not None:
@@ -156,8 +156,8 @@ class Tokenizer:
         text = text.replace(_MARK, "")
         if not text:
             return []
-        if self._prefix and first:
-            text = self._prefix(text)
+        if self._prepare and first:
+            text = self._prepare(text)
         ids: list[int] = self._plain_tokenizer(first).encode(text, add_special_tokens=False).ids
         return ids
 

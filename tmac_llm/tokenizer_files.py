@@ -6,6 +6,7 @@ Knows files and their keys; does not encode anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,24 +22,24 @@ class TokenizerFiles(NamedTuple):
     """What the files of one repository say.
 
     config: tokenizer_config.json over special_tokens_map.json. eos_token_ids: of generation_config.json, else
-    of config.json. prefix: puts the leading space in front of a text, where the tokenizer itself does not.
+    of config.json. prepare: puts the leading space in front of a text, where the tokenizer itself does not.
     """
 
     tokenizer: Tokenizer
     config: Mapping[str, Any]
     eos_token_ids: list[int]
     chat_template: ChatTemplate | None
-    prefix: Callable[[str], str] | None
+    prepare: Callable[[str], str] | None
 
 
 def read_files(path: Path) -> TokenizerFiles:
     """Read a directory. Raises TokenizerError and TemplateError as Tokenizer.from_dir says."""
     config = _read(path / "special_tokens_map.json") | _read(path / "tokenizer_config.json")
-    prefix = None
+    prepare = None
     if (path / "tokenizer.json").is_file():
         tokenizer = _load_json(path / "tokenizer.json")
     elif (path / "tokenizer.model").is_file():
-        tokenizer, prefix = _load_spm(path / "tokenizer.model", config)
+        tokenizer, prepare = _load_spm(path / "tokenizer.model", config)
     else:
         raise TokenizerError(
             f"{path}: no tokenizer.json, no tokenizer.model; copy one there from the original repository"
@@ -47,7 +48,7 @@ def read_files(path: Path) -> TokenizerFiles:
     _add_tokens(tokenizer, added, config.get("added_tokens_decoder"), path)
     generation, model = _read(path / "generation_config.json"), _read(path / "config.json")
     eos = _ids(generation.get("eos_token_id")) or _ids(model.get("eos_token_id"))
-    return TokenizerFiles(tokenizer, config, eos, _chat_template(path, config), prefix)
+    return TokenizerFiles(tokenizer, config, eos, _chat_template(path, config), prepare)
 
 
 def _load_json(path: Path) -> Tokenizer:
@@ -72,12 +73,7 @@ def _load_spm(path: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, Callabl
             single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, model.bos_id)]
         )
 
-    def prefix(text: str) -> str:
-        if model.remove_extra_whitespaces:
-            text = text.strip(" ")
-        return spm.SPACE + text if text else text
-
-    return tokenizer, None if each or not model.add_dummy_prefix else prefix
+    return tokenizer, None if each else partial(spm.prepare, model)
 
 
 def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, str], decoder: Any, path: Path) -> None:
