@@ -300,6 +300,17 @@ def test_leftovers_of_other_users_do_not_matter(tmp_path, monkeypatch):
     assert theirs.is_dir()
 
 
+def test_a_disk_without_locks_keeps_leftovers(tmp_path, monkeypatch):
+    def refuse(fd, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    left = tmp_path / f".other.convert-{dead_pid()}-0123abcd"
+    left.mkdir()
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    write(tmp_path / "model")
+    assert left.is_dir()
+
+
 def test_writes_through_a_link_to_the_directory(tmp_path, converted):
     (tmp_path / "disk").mkdir()
     shutil.copytree(converted, tmp_path / "disk" / "model")

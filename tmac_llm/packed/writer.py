@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +85,8 @@ class PackedWriter:
             self._path.mkdir()
             # Held until this process ends, however it ends: tells a running conversion from a dead one.
             self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a disk without locks: what is left there stays
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
             raise self._failed(error) from None
         return self
@@ -259,7 +261,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process, of this machine or another one that shares the disk, holds the directory's lock."""
+    """Whether a process, here or on another machine, may hold the directory's lock."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # another user's
