@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from reference_forward import CONFIG
 
-from tmac_llm import kernels, load, machine
+from tmac_llm import kernels, machine
 from tmac_llm.errors import PackedModelError, UsageError
-from tmac_llm.load import load_decoder
+from tmac_llm.load import _RESERVE, _held, load_decoder
 from tmac_llm.model.kv_cache import KVCache
 from tmac_llm.synthetic import SyntheticModel, synthetic_model
 
@@ -107,11 +107,11 @@ def test_weights_larger_than_memory_are_refused(monkeypatch):
 
 
 def test_float_weights_are_counted_as_float32(monkeypatch):
-    weights = 4 * sum(linear.m * linear.k for linear in load._held(SyntheticModel(LLAMA, 16, head_bits=16)))
-    monkeypatch.setattr(machine, "available_memory", lambda: weights + load._RESERVE - 1)
+    weights = 4 * sum(linear.m * linear.k for linear in _held(SyntheticModel(LLAMA, 16, head_bits=16)))
+    monkeypatch.setattr(machine, "available_memory", lambda: weights + _RESERVE - 1)
     with pytest.raises(PackedModelError, match="the weights need"):
         load_decoder(SyntheticModel(LLAMA, 16, head_bits=16))
-    monkeypatch.setattr(machine, "available_memory", lambda: weights + load._RESERVE)
+    monkeypatch.setattr(machine, "available_memory", lambda: weights + _RESERVE)
     load_decoder(SyntheticModel(LLAMA, 16, head_bits=16))
 
 

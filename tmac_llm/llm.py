@@ -135,7 +135,7 @@ class LLM:
         options: see chat_stream.
         """
         if raw or not self.tokenizer.has_chat_template:
-            ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+            ids = self.tokenizer.encode_prompt(prompt)
             return self._start(ids, "", after=ids, **options)
         return self.chat_stream([{"role": "user", "content": prompt}], **options)
 

@@ -94,7 +94,7 @@ class Tokenizer:
         return np.setdiff1d(np.arange(vocab_size), named)
 
     def encode(self, text: str, add_special_tokens: bool = False, *, parse_special: bool = True) -> list[int]:
-        """Token ids. add_special_tokens: bos in front, unless the text begins with it.
+        """Token ids. add_special_tokens: with those that the tokenizer puts around a text, such as bos.
 
         parse_special: special tokens written in the text are those tokens; otherwise they are plain text.
         """
@@ -102,7 +102,12 @@ class Tokenizer:
             text = self._prepare(text)
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer(first=True)
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        if add_special_tokens and self.bos_token_id is not None:
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue: with bos where the model wants it, once even if the text has it."""
+        ids = self.encode(text, add_special_tokens=True)
+        if self.bos_token_id is not None:
             if ids[:2] == [self.bos_token_id] * 2:
                 del ids[0]
             elif self._config.get("add_bos_token") is True and ids[:1] != [self.bos_token_id]:
