@@ -96,7 +96,8 @@ def small_talk(rng: random.Random) -> Conversation:
     return [("user", _fill(rng, rng.choice(asked))), ("assistant", _fill(rng, rng.choice(replies)))]
 
 
-def _thanks(rng: random.Random) -> Conversation:
+def thanks(rng: random.Random) -> Conversation:
+    """The user is content with the story."""
     return [("user", rng.choice(phrasing.THANKS)), ("assistant", rng.choice(phrasing.THANKS_REPLY))]
 
 
@@ -165,7 +166,7 @@ def composed(rng: random.Random, n_follow_ups: int) -> Conversation:
             turns += more
             used.clear()
         else:
-            turns += _thanks(rng) if kind == "thanks" else small_talk(rng)
+            turns += thanks(rng) if kind == "thanks" else small_talk(rng)
     if rng.random() < 0.06:
         turns = small_talk(rng) + turns
     if rng.random() < 0.05:

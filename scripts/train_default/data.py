@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where tokenizer.json and the epochs go")
     parser.add_argument("--vocab-size", type=int, default=3072)
     parser.add_argument("--epochs", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--composed-share", type=float, default=0.7)
+    parser.add_argument("--composed-share", type=float, default=0.9)
     parser.add_argument(
         "--max-stories", type=int, help="real stories per epoch, drawn anew for each; default: all"
     )

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from compose import Request, phrasing, words
-from conversations import Conversation, _thanks
+from conversations import Conversation, thanks
 
 SEPARATOR = "<|endoftext|>"
 N_HELD_OUT = 1000
@@ -92,24 +92,24 @@ def derive_request(story: str, rng: random.Random) -> Request:
     return request
 
 
-def real(story: str, rng: random.Random) -> Conversation:
-    """The story as the answer to a request made from it, sometimes told in two parts."""
-    request = derive_request(story, rng)
-    asked = phrasing.ask(request, rng)
+def real(story: str, rng: random.Random, marked: bool = True) -> Conversation:
+    """The story as the answer to a request made from it, sometimes told in two parts.
+
+    `marked` begins the conversation with a system turn that asks for this kind of story.
+    """
+    asked = phrasing.ask(derive_request(story, rng), rng)
+    turns: Conversation = [("system", phrasing.EVERYDAY)] if marked else []
     paragraphs = story.split("\n")
-    if rng.random() < 0.08 and len(paragraphs) >= 3:
-        asked = asked.replace("Tell me", "Begin").replace("tell me", "begin")
-        if "egin" in asked:
-            half = len(paragraphs) // 2
-            return [
-                ("user", asked),
-                ("assistant", "\n".join(paragraphs[:half])),
-                ("user", rng.choice(phrasing.NEXT)),
-                ("assistant", "\n".join(paragraphs[half:])),
-            ]
-    turns = [("user", asked), ("assistant", story)]
-    if rng.random() < 0.12:
-        turns += _thanks(rng)
-    if rng.random() < 0.04:
-        turns = [("system", rng.choice(phrasing.SYSTEM)), *turns]
-    return turns
+    begun = re.sub("(?i)tell me", "Begin", asked)
+    if rng.random() < 0.08 and len(paragraphs) >= 3 and begun != asked:
+        half = len(paragraphs) // 2
+        first, second = "\n".join(paragraphs[:half]), "\n".join(paragraphs[half:])
+        return [
+            *turns,
+            ("user", begun),
+            ("assistant", first),
+            ("user", rng.choice(phrasing.NEXT)),
+            ("assistant", second),
+        ]
+    turns += [("user", asked), ("assistant", story)]
+    return turns + thanks(rng) if rng.random() < 0.12 else turns

@@ -307,3 +307,6 @@ SYSTEM = [
     "You are a storyteller.",
     "Tell short, kind stories.",
 ]
+
+# Marks the stories that were not composed: without it the model tells the composed kind, which keep to the request.
+EVERYDAY = "Tell a story from everyday life."
