@@ -5,6 +5,7 @@ For measuring: time and memory of a model without its checkpoint. The answers ar
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from zlib import crc32
 
@@ -79,15 +80,17 @@ class SyntheticModel:
         if shape is None:
             raise PackedModelError(f"synthetic model: no packed matrix {matrix}")
         rng = self._rng(matrix)
-        data = np.frombuffer(rng.bytes(shape.packed_size), np.uint8).copy()
+        data: npt.NDArray[np.uint8] = rng.bit_generator.random_raw(-(-shape.packed_size // 8)).view(np.uint8)
+        data = data[: shape.packed_size]
         if shape.group_size == 0:
             data &= ~(data << 4)  # a ternary code has one of its two bits, or none: never 3
         tails = tiles.tails(shape, data)
         levels = 2.0**shape.bits
-        deviation = np.sqrt(0.5 if shape.group_size == 0 else (levels**2 - 1) / 12)
-        tails[:, :, 0] = rng.uniform(0.8, 1.2, tails[:, :, 0].shape) / (deviation * np.sqrt(shape.k))
+        deviation = math.sqrt(0.5 if shape.group_size == 0 else (levels**2 - 1) / 12)
+        spread = rng.random(tails.shape, np.float32)
+        tails[:, :, 0] = (0.8 + 0.4 * spread[:, :, 0]) / (deviation * math.sqrt(shape.k))
         if shape.has_zeros:
-            tails[:, :, 1] = (levels - 1) / 2 + rng.uniform(-0.1, 0.1, tails[:, :, 1].shape)
+            tails[:, :, 1] = (levels - 1) / 2 + 0.2 * (spread[:, :, 1] - 0.5)
         return data
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
