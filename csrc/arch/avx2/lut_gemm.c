@@ -17,25 +17,31 @@ typedef struct {
     int32_t token;
 } gemm_block;
 
-/* The segment's integers of one tile enter the floats. tail: the group tail (unused where group_size is 0). */
-INLINE void add_segment(const gemm_block *b, const uint8_t *tail, int32_t s, int tile,
-                        __m256i totals[][OCTETS_PER_TILE], float *partial, const int bits, const int tokens)
+/* What one segment contributes besides its integers: float (tokens) each, and the group tail where group_size > 0. */
+typedef struct {
+    const float *half_scales, *sums;
+    const uint8_t *tail;
+    float zero; /* where no zero points are stored */
+    int grouped, has_zeros;
+} segment_floats;
+
+/* The segment's integers of one tile enter the floats. partial: at the tile's first row of the first token. */
+INLINE void add_segment(const segment_floats *f, int tile, __m256i totals[][OCTETS_PER_TILE], float *restrict partial,
+                        const int bits, const int tokens)
 {
-    const tmac_shape *shape = b->shape;
-    const int64_t scales = (int64_t)s * b->lut->n + b->token;
     UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
     {
-        const int r = tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS, grouped = shape->group_size != 0;
-        const __m256 zero = grouped && shape->has_zeros ? group_tail(tail, 1, r) : _mm256_set1_ps(shape->zero);
+        const int r = tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS;
+        const __m256 zero = f->has_zeros && f->grouped ? group_tail(f->tail, 1, r) : _mm256_set1_ps(f->zero);
         const __m256 constant = _mm256_sub_ps(_mm256_set1_ps(plane_middle(bits)), zero);
-        const __m256 scale = grouped ? group_tail(tail, 0, r) : zero;
+        const __m256 scale = f->grouped ? group_tail(f->tail, 0, r) : zero;
         UNROLL for (int t = 0; t < tokens; t++)
         {
-            float *at = partial + t * TMAC_ROWS_PER_BLOCK + r;
-            const __m256 half_scale = _mm256_set1_ps(b->lut->half_scales[scales + t]);
-            const __m256 entries = _mm256_cvtepi32_ps(totals[t][o]), sum = _mm256_set1_ps(b->lut->sums[scales + t]);
+            float *at = partial + t * TMAC_ROWS_PER_BLOCK + o * OCTET_ROWS;
+            const __m256 half_scale = _mm256_set1_ps(f->half_scales[t]), sum = _mm256_set1_ps(f->sums[t]);
+            const __m256 entries = _mm256_cvtepi32_ps(totals[t][o]);
             __m256 value = _mm256_load_ps(at);
-            if (grouped)
+            if (f->grouped)
                 value = _mm256_fmadd_ps(scale, _mm256_fmadd_ps(entries, half_scale, _mm256_mul_ps(constant, sum)), value);
             else
                 value = _mm256_fmadd_ps(entries, half_scale, value);
@@ -82,21 +88,26 @@ INLINE void segment_lookup(const uint8_t *at, const int8_t *tables, int64_t quad
 }
 
 /* partial: float (GEMM_TOKENS, 64), the sums over the segments before; updated. */
-INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int tokens)
+INLINE void panel(const gemm_block *b, float *restrict partial, const int bits, const int exact, const int tokens)
 {
-    const int32_t steps = tmac_steps_per_segment(b->shape);
-    const int64_t quad_stride = (int64_t)b->lut->n * (1 + exact) * TABLE_BYTES;
-    const int64_t segment_bytes = tmac_segment_bytes(b->shape);
+    const int32_t n = b->lut->n, steps = tmac_steps_per_segment(b->shape);
+    const int64_t quad_stride = (int64_t)n * (1 + exact) * TABLE_BYTES, segment_bytes = tmac_segment_bytes(b->shape);
+    const int64_t first = (int64_t)b->segment_begin * n + b->token;
     const uint8_t *segment = b->segment;
     const int8_t *tables = quad_tables(b->lut, b->segment_begin * steps * 2, b->token);
+    segment_floats f = {b->lut->half_scales + first, b->lut->sums + first, segment + steps * bits * VECTOR_BYTES,
+                        b->shape->zero, b->shape->group_size != 0, b->shape->has_zeros};
     for (int32_t s = b->segment_begin; s < b->segment_end; s++) {
         for (int tile = 0; tile < TILES_PER_BLOCK; tile++) {
             __m256i totals[GEMM_TOKENS][OCTETS_PER_TILE];
             segment_lookup(segment + tile * bits * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, tokens);
-            add_segment(b, segment + steps * bits * VECTOR_BYTES, s, tile, totals, partial, bits, tokens);
+            add_segment(&f, tile, totals, partial + tile * TMAC_ROWS_PER_TILE, bits, tokens);
         }
         segment += segment_bytes;
         tables += 2 * steps * quad_stride;
+        f.tail += segment_bytes;
+        f.half_scales += n;
+        f.sums += n;
     }
 }
 
