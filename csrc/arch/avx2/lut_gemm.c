@@ -1,157 +1,205 @@
-/* y = W x for n tokens over one K panel with AVX2: indices are made once per weight register and used for a register
- * block of one tile x 4 tokens. All tiles of a row block go through a segment before the next one: its tables, thousands
- * of bytes apart from quad to quad, come from the L2 cache once. Blocks of 2 tokens where an octet needs two accumulators
- * were 10 to 20 % slower; blocks of 8 tokens gained 2 % at 2 bits and lost 10 % at 7 and 8. */
+/* y = W x for n tokens over one K panel with AVX2. The nibbles of a segment of 64 rows are split into index registers
+ * once, in the L1 cache, and serve a block of tokens one after the other: a lookup then is vpshufb with its index in
+ * memory, vpmaddubsw and vpaddw, three instructions, and each table is loaded once. Blocks of 1 tile x 4 tokens or
+ * 1 tile x 8 tokens in registers need 4.5 instructions per lookup and read every table four times. */
 #include "avx2.h"
 
 #include <string.h>
 
-enum { GEMM_TOKENS = 4 };
+enum { GEMM_TOKENS = 16, OCTETS = TILES_PER_BLOCK * OCTETS_PER_TILE };
 
-/* What a register block reads and writes: one row block, tokens [token, token + tokens). */
+/* One segment of one row block, ready for any token. */
+typedef struct {
+    /* low, high index register of every 32 bytes of weights, in their order */
+    _Alignas(32) uint8_t indices[MAX_STEPS * TMAC_MAX_BITS * VECTOR_BYTES * 2];
+    _Alignas(32) float scales[TMAC_ROWS_PER_BLOCK], constants[TMAC_ROWS_PER_BLOCK]; /* where group_size > 0 */
+} segment_rows;
+
+INLINE void split_segment(const tmac_shape *shape, const uint8_t *segment, segment_rows *rows, const int bits)
+{
+    const int32_t bytes = tmac_steps_per_segment(shape) * bits * VECTOR_BYTES;
+    for (int32_t i = 0; i < bytes; i += INDEX_BYTES) {
+        const __m256i w = _mm256_load_si256((const __m256i *)(segment + i));
+        _mm256_store_si256((__m256i *)(rows->indices + 2 * i), low_index(w));
+        _mm256_store_si256((__m256i *)(rows->indices + 2 * i) + 1, high_index(w));
+    }
+    if (!shape->group_size) return;
+    for (int r = 0; r < TMAC_ROWS_PER_BLOCK; r += OCTET_ROWS) {
+        const __m256 zero = shape->has_zeros ? group_tail(segment + bytes, 1, r) : _mm256_set1_ps(shape->zero);
+        _mm256_store_ps(rows->scales + r, group_tail(segment + bytes, 0, r));
+        _mm256_store_ps(rows->constants + r, _mm256_sub_ps(_mm256_set1_ps(plane_middle(bits)), zero));
+    }
+}
+
+/* Entries of half i of a quad; index: the low index register of some weights, the high one follows. */
+INLINE __m256i entries_of(__m256i table, const uint8_t *index, const int i)
+{
+    return _mm256_shuffle_epi8(table, _mm256_load_si256((const __m256i *)index + i));
+}
+
+/* int8 tables: planes [begin, end) of one quad for all octets. indices: of the quad. */
+INLINE void quad_pass(const uint8_t *indices, const int8_t *table, __m256i sums[OCTETS], const int begin, const int end,
+                      const int bits)
+{
+    const __m256i table_01 = table_half(table, 0), table_23 = table_half(table, 1);
+    UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
+    {
+        const uint8_t *at = indices + tile * bits * 2 * INDEX_BYTES;
+        __m256i *sum = sums + tile * OCTETS_PER_TILE;
+        UNROLL for (int p = begin; p + 1 < end; p += 2)
+            UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+            {
+                const uint8_t *index = at + (p + o) * 2 * INDEX_BYTES;
+                sum[o] = add_bytes(sum[o], entries_of(table_01, index, 0), p - begin, p + 1 - begin);
+                sum[o] = add_bytes(sum[o], entries_of(table_23, index, 1), p - begin, p + 1 - begin);
+            }
+        if (end % 2 == 0) continue;
+        const int p = end - 1 - begin; /* the last plane of odd bits: see add_last_plane */
+        const __m256i first = entries_of(table_01, at + (end - 1) * 2 * INDEX_BYTES, 0);
+        const __m256i second = entries_of(table_23, at + (end - 1) * 2 * INDEX_BYTES, 1);
+        sum[0] = add_bytes(sum[0], _mm256_unpacklo_epi8(first, second), p, p);
+        sum[1] = add_bytes(sum[1], _mm256_unpackhi_epi8(first, second), p, p);
+    }
+}
+
+/* Exact tables: planes [begin, end) of one step for all octets, the lo or the hi tables, times 2^shift. */
+INLINE void step_pass(const uint8_t *indices, const int8_t *table, int64_t quad_stride, __m256i sums[OCTETS],
+                      const int begin, const int end, const int shift, const int bits)
+{
+    const __m256i table_01 = table_half(table, 0), table_23 = table_half(table, 1);
+    const __m256i next_01 = table_half(table + quad_stride, 0), next_23 = table_half(table + quad_stride, 1);
+    UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
+    {
+        const uint8_t *at = indices + tile * bits * 2 * INDEX_BYTES;
+        __m256i *sum = sums + tile * OCTETS_PER_TILE;
+        UNROLL for (int v = begin; v < end; v++) /* two octets of a pair of planes, or the last plane */
+        {
+            const int last = v == bits - 1 && bits % 2, p = (last ? v : v / 2 * 2) - begin + shift;
+            const uint8_t *index = at + v * 2 * INDEX_BYTES, *next = index + 2 * quad_bytes(bits);
+            const __m256i first = _mm256_add_epi8(entries_of(table_01, index, 0), entries_of(next_01, next, 0));
+            const __m256i second = _mm256_add_epi8(entries_of(table_23, index, 1), entries_of(next_23, next, 1));
+            if (!last) {
+                sum[v % 2] = add_bytes(sum[v % 2], _mm256_add_epi8(first, second), p, p + 1);
+            } else {
+                sum[0] = add_bytes(sum[0], _mm256_unpacklo_epi8(first, second), p, p);
+                sum[1] = add_bytes(sum[1], _mm256_unpackhi_epi8(first, second), p, p);
+            }
+        }
+    }
+}
+
+/* totals: int32 sums of the block's rows over one segment. The planes and the lo and hi tables that do not fit one int16
+ * accumulator (octet_sum, avx2.h; here 8 exact bits go in two halves) take a pass each. */
+INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t quad_stride, int32_t steps,
+                           __m256i totals[OCTETS], const int bits, const int exact)
+{
+    const int limit = exact && bits < 8 ? bits : INT8_SHARED_BITS, shared = exact && bits <= EXACT_SHARED_BITS;
+    UNROLL for (int o = 0; o < OCTETS; o++) totals[o] = _mm256_setzero_si256();
+    UNROLL for (int begin = 0; begin < bits; begin += limit)
+        UNROLL for (int e = 0; e <= (exact && !shared); e++)
+        {
+            const int end = begin + limit < bits ? begin + limit : bits, shift = begin + 5 * e;
+            __m256i sums[OCTETS], wide[OCTETS_PER_TILE];
+            UNROLL for (int o = 0; o < OCTETS; o++) sums[o] = _mm256_setzero_si256();
+            for (int32_t step = 0; step < steps; step++) {
+                const uint8_t *at = indices + step * 4 * quad_bytes(bits);
+                const int8_t *table = tables + step * 2 * quad_stride + e * TABLE_BYTES;
+                if (!exact) {
+                    quad_pass(at, table, sums, begin, end, bits);
+                    quad_pass(at + 2 * quad_bytes(bits), table + quad_stride, sums, begin, end, bits);
+                } else {
+                    step_pass(at, table, quad_stride, sums, begin, end, 0, bits);
+                    if (shared) step_pass(at, table + TABLE_BYTES, quad_stride, sums, begin, end, 5, bits);
+                }
+            }
+            UNROLL for (int o = 0; o < OCTETS; o++)
+            {
+                if (o % 2 == 0) add_lanes(sums[o], sums[o + 1], wide);
+                totals[o] = _mm256_add_epi32(totals[o], _mm256_slli_epi32(wide[o % 2], shift));
+            }
+        }
+}
+
+/* One segment and one token: the integers enter the floats. partial: float (64). */
+INLINE void add_segment(const segment_rows *rows, const __m256i totals[OCTETS], float half_scale, float sum, int grouped,
+                        float *partial)
+{
+    const __m256 h = _mm256_set1_ps(half_scale), s = _mm256_set1_ps(sum);
+    UNROLL for (int o = 0; o < OCTETS; o++)
+    {
+        const int r = o * OCTET_ROWS;
+        const __m256 entries = _mm256_cvtepi32_ps(totals[o]);
+        __m256 value = _mm256_load_ps(partial + r);
+        if (grouped) {
+            const __m256 constant = _mm256_mul_ps(_mm256_load_ps(rows->constants + r), s);
+            value = _mm256_fmadd_ps(_mm256_load_ps(rows->scales + r), _mm256_fmadd_ps(entries, h, constant), value);
+        } else {
+            value = _mm256_fmadd_ps(entries, h, value);
+        }
+        _mm256_store_ps(partial + r, value);
+    }
+}
+
+/* What a block of the product reads: one row block, one K panel, tokens [token, token + tokens). */
 typedef struct {
     const tmac_shape *shape;
     const tmac_lut *lut;
-    const uint8_t *segment; /* the block's weights at segment_begin */
+    const uint8_t *weights; /* the row block */
     int32_t segment_begin, segment_end;
-    int32_t token;
+    int32_t token, tokens;
 } gemm_block;
 
-/* What one segment contributes besides its integers: float (tokens) each, and the group tail where group_size > 0. */
-typedef struct {
-    const float *half_scales, *sums;
-    const uint8_t *tail;
-    float zero; /* where no zero points are stored */
-    int grouped, has_zeros;
-} segment_floats;
-
-/* The segment's integers of one tile enter the floats. partial: at the tile's first row of the first token. */
-INLINE void add_segment(const segment_floats *f, int tile, __m256i totals[][OCTETS_PER_TILE], float *restrict partial,
-                        const int bits, const int tokens)
+/* partial: float (tokens, 64), the sums over the segments before; updated. */
+INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact)
 {
-    UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-    {
-        const int r = tile * TMAC_ROWS_PER_TILE + o * OCTET_ROWS;
-        const __m256 zero = f->has_zeros && f->grouped ? group_tail(f->tail, 1, r) : _mm256_set1_ps(f->zero);
-        const __m256 constant = _mm256_sub_ps(_mm256_set1_ps(plane_middle(bits)), zero);
-        const __m256 scale = f->grouped ? group_tail(f->tail, 0, r) : zero;
-        UNROLL for (int t = 0; t < tokens; t++)
-        {
-            float *at = partial + t * TMAC_ROWS_PER_BLOCK + o * OCTET_ROWS;
-            const __m256 half_scale = _mm256_set1_ps(f->half_scales[t]), sum = _mm256_set1_ps(f->sums[t]);
-            const __m256 entries = _mm256_cvtepi32_ps(totals[t][o]);
-            __m256 value = _mm256_load_ps(at);
-            if (f->grouped)
-                value = _mm256_fmadd_ps(scale, _mm256_fmadd_ps(entries, half_scale, _mm256_mul_ps(constant, sum)), value);
-            else
-                value = _mm256_fmadd_ps(entries, half_scale, value);
-            _mm256_store_ps(at, value);
-        }
-    }
-}
-
-/* Integer sums of one tile over some steps. at: the tile's indices in the first. tables: of the first quad and token. */
-INLINE void steps_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t steps,
-                         __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
-{
-    octet_sum sums[GEMM_TOKENS][OCTETS_PER_TILE];
-    UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[t][o].a = sums[t][o].b = _mm256_setzero_si256();
-    for (int32_t step = 0; step < steps; step++) {
-        if (exact) {
-            step_lookup_exact(at, tables, quad_stride, sums, bits, tokens);
-        } else {
-            quad_lookup(at, tables, sums, bits, tokens);
-            quad_lookup(at + quad_bytes(bits), tables + quad_stride, sums, bits, tokens);
-        }
-        at += 2 * quad_bytes(bits);
-        tables += 2 * quad_stride;
-    }
-    UNROLL for (int t = 0; t < tokens; t++) widen(sums[t], totals[t], bits, exact);
-}
-
-/* The same over a whole segment, however often the accumulators must be emptied. */
-INLINE void segment_lookup(const uint8_t *at, const int8_t *tables, int64_t quad_stride, int32_t steps,
-                           __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int tokens)
-{
-    const int limit = widen_steps(bits, exact);
-    if (limit == MAX_STEPS || steps <= limit) {
-        steps_lookup(at, tables, quad_stride, steps, totals, bits, exact, tokens);
-        return;
-    }
-    __m256i second[GEMM_TOKENS][OCTETS_PER_TILE];
-    steps_lookup(at, tables, quad_stride, limit, totals, bits, exact, tokens);
-    steps_lookup(at + limit * bits * VECTOR_BYTES, tables + limit * 2 * quad_stride, quad_stride, steps - limit,
-                 second, bits, exact, tokens);
-    for (int t = 0; t < tokens; t++)
-        for (int o = 0; o < OCTETS_PER_TILE; o++) totals[t][o] = _mm256_add_epi32(totals[t][o], second[t][o]);
-}
-
-/* partial: float (GEMM_TOKENS, 64), the sums over the segments before; updated. */
-INLINE void panel(const gemm_block *b, float *restrict partial, const int bits, const int exact, const int tokens)
-{
-    const int32_t n = b->lut->n, steps = tmac_steps_per_segment(b->shape);
+    const tmac_lut *lut = b->lut;
+    const int32_t n = lut->n, steps = tmac_steps_per_segment(b->shape);
     const int64_t quad_stride = (int64_t)n * (1 + exact) * TABLE_BYTES, segment_bytes = tmac_segment_bytes(b->shape);
-    const int64_t first = (int64_t)b->segment_begin * n + b->token;
-    const uint8_t *segment = b->segment;
-    const int8_t *tables = quad_tables(b->lut, b->segment_begin * steps * 2, b->token);
-    segment_floats f = {b->lut->half_scales + first, b->lut->sums + first, segment + steps * bits * VECTOR_BYTES,
-                        b->shape->zero, b->shape->group_size != 0, b->shape->has_zeros};
+    segment_rows rows;
     for (int32_t s = b->segment_begin; s < b->segment_end; s++) {
-        for (int tile = 0; tile < TILES_PER_BLOCK; tile++) {
-            __m256i totals[GEMM_TOKENS][OCTETS_PER_TILE];
-            segment_lookup(segment + tile * bits * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, tokens);
-            add_segment(&f, tile, totals, partial + tile * TMAC_ROWS_PER_TILE, bits, tokens);
+        split_segment(b->shape, b->weights + s * segment_bytes, &rows, bits);
+        for (int32_t t = 0; t < b->tokens; t++) {
+            const int64_t scale = (int64_t)s * n + b->token + t;
+            __m256i totals[OCTETS];
+            segment_lookup(rows.indices, quad_tables(lut, s * steps * 2, b->token + t), quad_stride, steps, totals, bits,
+                           exact);
+            add_segment(&rows, totals, lut->half_scales[scale], lut->sums[scale], b->shape->group_size != 0,
+                        partial + t * TMAC_ROWS_PER_BLOCK);
         }
-        segment += segment_bytes;
-        tables += 2 * steps * quad_stride;
-        f.tail += segment_bytes;
-        f.half_scales += n;
-        f.sums += n;
     }
 }
 
 typedef void panel_function(const gemm_block *b, float *partial);
 
-#define PANEL(bits, tokens)                                                                                         \
-    static void tmac_lut_gemm_##bits##x##tokens##_avx2(const gemm_block *b, float *partial)                         \
+#define PANEL(bits)                                                                                                 \
+    static void tmac_lut_gemm_##bits##_avx2(const gemm_block *b, float *partial)                                    \
     {                                                                                                               \
         if (b->lut->exact)                                                                                          \
-            panel(b, partial, bits, 1, tokens);                                                                     \
+            panel(b, partial, bits, 1);                                                                             \
         else                                                                                                        \
-            panel(b, partial, bits, 0, tokens);                                                                     \
+            panel(b, partial, bits, 0);                                                                             \
     }
-#define PANELS(bits) PANEL(bits, 1) PANEL(bits, 2) PANEL(bits, 4)
-#define PANELS_OF(bits) {tmac_lut_gemm_##bits##x1_avx2, tmac_lut_gemm_##bits##x2_avx2, tmac_lut_gemm_##bits##x4_avx2}
-PANELS(1) PANELS(2) PANELS(3) PANELS(4) PANELS(5) PANELS(6) PANELS(7) PANELS(8)
-static panel_function *const panels[TMAC_MAX_BITS][3] = {PANELS_OF(1), PANELS_OF(2), PANELS_OF(3), PANELS_OF(4),
-                                                         PANELS_OF(5), PANELS_OF(6), PANELS_OF(7), PANELS_OF(8)};
+PANEL(1) PANEL(2) PANEL(3) PANEL(4) PANEL(5) PANEL(6) PANEL(7) PANEL(8)
+static panel_function *const panels[TMAC_MAX_BITS] = {tmac_lut_gemm_1_avx2, tmac_lut_gemm_2_avx2, tmac_lut_gemm_3_avx2,
+                                                      tmac_lut_gemm_4_avx2, tmac_lut_gemm_5_avx2, tmac_lut_gemm_6_avx2,
+                                                      tmac_lut_gemm_7_avx2, tmac_lut_gemm_8_avx2};
 
-/* log2 of the register block for the `left` last of n tokens: the smallest that covers them, reaching back over
- * tokens already done if n allows it, otherwise the largest that fits. */
-static int block_log2(int32_t left, int32_t n)
-{
-    int log2 = 2;
-    while (log2 > 0 && (1 << log2 > n || 1 << (log2 - 1) >= left)) log2--;
-    return log2;
-}
-
-/* Rows of y to partial, for tokens [first, tokens) of the register block. row: the block's first. */
-static void load_partial(const gemm_block *b, int first, int tokens, int32_t row, const float *y, int64_t ldy,
-                         float *partial)
+/* Rows of y to partial. row: the block's first. */
+static void load_partial(const gemm_block *b, int32_t row, const float *y, int64_t ldy, float *partial)
 {
     memset(partial, 0, GEMM_TOKENS * TMAC_ROWS_PER_BLOCK * sizeof *partial);
     if (b->segment_begin == 0) return;
     const int32_t left = b->shape->m - row, rows = left < TMAC_ROWS_PER_BLOCK ? left : TMAC_ROWS_PER_BLOCK;
-    for (int t = first; t < tokens; t++)
+    for (int32_t t = 0; t < b->tokens; t++)
         memcpy(partial + t * TMAC_ROWS_PER_BLOCK, y + (b->token + t) * ldy + row, (size_t)rows * sizeof *partial);
 }
 
-static void store_partial(const gemm_block *b, int first, int tokens, int32_t row, const float *partial,
-                          const uint8_t *row_tails, float *y, int64_t ldy)
+static void store_partial(const gemm_block *b, int32_t row, const float *partial, float *y, int64_t ldy)
 {
-    const int last = b->segment_end == tmac_n_segments(b->shape), grouped = b->shape->group_size != 0;
-    for (int t = first; t < tokens; t++)
+    const int32_t n_segments = tmac_n_segments(b->shape);
+    const int last = b->segment_end == n_segments, grouped = b->shape->group_size != 0;
+    const uint8_t *row_tails = b->weights + n_segments * tmac_segment_bytes(b->shape);
+    for (int32_t t = 0; t < b->tokens; t++)
         for (int32_t r = 0; r < TMAC_ROWS_PER_BLOCK; r += OCTET_ROWS) {
             float *to = y + (b->token + t) * ldy + row + r;
             __m256 value = _mm256_load_ps(partial + t * TMAC_ROWS_PER_BLOCK + r);
@@ -165,20 +213,14 @@ static void store_partial(const gemm_block *b, int first, int tokens, int32_t ro
 void tmac_lut_gemm_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                         int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy)
 {
-    const int64_t block_bytes = tmac_block_bytes(shape), segment_bytes = tmac_segment_bytes(shape);
-    for (int32_t block = block_begin; block < block_end; block++) {
-        const uint8_t *at = weights + block * block_bytes;
-        const int32_t row = block * TMAC_ROWS_PER_BLOCK;
-        gemm_block b = {shape, lut, at + segment_begin * segment_bytes, segment_begin, segment_end, 0};
-        for (int32_t token = 0; token < lut->n;) {
-            const int log2 = block_log2(lut->n - token, lut->n), tokens = 1 << log2;
-            b.token = lut->n - token < tokens ? lut->n - tokens : token;
-            const int first = token - b.token;
+    const int64_t block_bytes = tmac_block_bytes(shape);
+    for (int32_t block = block_begin; block < block_end; block++)
+        for (int32_t token = 0; token < lut->n; token += GEMM_TOKENS) {
+            const int32_t tokens = lut->n - token < GEMM_TOKENS ? lut->n - token : GEMM_TOKENS;
+            const gemm_block b = {shape, lut, weights + block * block_bytes, segment_begin, segment_end, token, tokens};
             _Alignas(32) float partial[GEMM_TOKENS * TMAC_ROWS_PER_BLOCK];
-            load_partial(&b, first, tokens, row, y, ldy, partial);
-            panels[shape->bits - 1][log2](&b, partial);
-            store_partial(&b, first, tokens, row, partial, at + tmac_n_segments(shape) * segment_bytes, y, ldy);
-            token = b.token + tokens;
+            load_partial(&b, block * TMAC_ROWS_PER_BLOCK, y, ldy, partial);
+            panels[shape->bits - 1](&b, partial);
+            store_partial(&b, block * TMAC_ROWS_PER_BLOCK, partial, y, ldy);
         }
-    }
 }
