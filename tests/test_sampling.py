@@ -87,8 +87,9 @@ def test_all_but_one_impossible():
     assert sample(logits, temperature=1.0, top_k=10, top_p=0.9, min_p=0.1, seed=0) == 31
 
 
-def test_negative_zero_is_zero():
-    assert kept([-0.0, 0.0, -1.0], top_k=2) == {0, 1}
+@pytest.mark.parametrize("zeros", [[-0.0, 0.0], [0.0, -0.0], [-0.0, -0.0]])
+def test_negative_zero_is_zero(zeros):
+    assert kept([*zeros * 20, -1.0], top_k=2) == {0, 1}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

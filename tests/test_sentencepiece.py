@@ -122,6 +122,15 @@ def test_the_space_after_a_special_token_depends_on_legacy(tmp_path, legacy, pie
     assert [texts[i] for i in tokenizer.encode("a</s>a")] == pieces
 
 
+def test_unknown_characters_in_a_row_are_one_unknown_piece(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    data = model(BASIC[:3] + LETTERS + WORDS)
+    tokenizer = Tokenizer.from_dir(write(tmp_path, data))
+    reference = sentencepiece.SentencePieceProcessor(model_proto=data)
+    for text in ("éé", "aéçb é", "ab漢字ab"):
+        assert tokenizer.encode(text) == reference.encode(text)
+
+
 def test_user_defined_pieces_are_found_whole(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     data = model([*BASIC, *LETTERS, *WORDS, ("cab", 0, 4)], BYTES)

@@ -137,9 +137,7 @@ class Tokenizer:
 
     def mark(self, text: str) -> str:
         """`text` with a mark in everything that looks like a special token."""
-        return self._special_pattern.sub(
-            lambda match: match[0][:1] + _MARK + match[0][1:], text.replace(_MARK, "")
-        )
+        return self._special_pattern.sub(lambda match: match[0][:1] + _MARK + match[0][1:], text)
 
     def encode_marked(self, text: str) -> list[int]:
         """Ids of what render_marked() gave: only what the template wrote becomes special tokens."""
