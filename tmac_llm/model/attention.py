@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 # Scores (float32) of one portion of queries: what the level 2 cache holds.
 _SCORES = 1 << 18
+_LINE = 16  # floats of a cache line
 # Floats read from a layer's cache from which one token's heads are worth splitting over threads.
 _SPLIT_FROM = 5 << 19
 
@@ -62,14 +63,16 @@ class Attention:
         length = position + 1
         hidden = 0 if self._window is None else max(length - self._window, 0)
         first, last = hidden // TILE, -(-length // TILE)
+        # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
+        width = TILE if last - first > 1 else -(-(length - first * TILE) // _LINE) * _LINE
 
         def portion(heads: slice) -> None:
-            work = self._work(heads.stop - heads.start, 1, last - first)
-            work.score(q[:, heads], self._scale, cache.keys[heads, first:last])
+            work = self._work(heads.stop - heads.start, 1, last - first, width)
+            work.score(q[:, heads], self._scale, cache.keys[heads, first:last, :, :width])
             work.scores[..., length - first * TILE :] = -np.inf
             if hidden:
                 work.scores[..., : hidden - first * TILE] = -np.inf
-            work.sum_values(cache.values[heads, first:last], out[:, heads])
+            work.sum_values(cache.values[heads, first:last, :, :width], out[:, heads])
 
         kv_heads = self._kv_heads
         if kv_heads > 1 and 2 * kv_heads * self._head_dim * (length - hidden) >= _SPLIT_FROM:
@@ -95,11 +98,11 @@ class Attention:
             hidden |= keys <= queries[:, None] - self._window
         return first, last, np.where(hidden, np.float32(-np.inf), np.float32(0))
 
-    def _work(self, kv_heads: int, queries: int, tiles: int) -> _Work:
+    def _work(self, kv_heads: int, queries: int, tiles: int, width: int = TILE) -> _Work:
         """Scratch arrays of this thread, made anew when the shape changes: every 64 tokens of decoding."""
         work: _Work | None = getattr(self._local, "work", None)
-        if work is None or work.shape != (kv_heads, queries, tiles):
-            work = _Work(kv_heads, queries, self._group, tiles, self._head_dim)
+        if work is None or work.shape != (kv_heads, queries, tiles, width):
+            work = _Work(kv_heads, queries, self._group, tiles, width, self._head_dim)
             self._local.work = work
         return work
 
@@ -107,15 +110,17 @@ class Attention:
 class _Work:
     """Scratch of a product of queries with the tiles of some key heads; a row is a (query, head of group)."""
 
-    def __init__(self, kv_heads: int, queries: int, group: int, tiles: int, head_dim: int) -> None:
-        self.shape = kv_heads, queries, tiles
+    def __init__(
+        self, kv_heads: int, queries: int, group: int, tiles: int, width: int, head_dim: int
+    ) -> None:
+        self.shape = kv_heads, queries, tiles, width
         rows, part = queries * group, value_part(head_dim)
         self._q = np.empty((kv_heads, queries, group, head_dim), np.float32)
         self._q_rows = self._q.reshape(kv_heads, 1, rows, head_dim)
-        self.scores = np.empty((kv_heads, rows, tiles * TILE), np.float32)
-        self.by_query = self.scores.reshape(kv_heads, queries, group, tiles * TILE)
+        self.scores = np.empty((kv_heads, rows, tiles * width), np.float32)
+        self.by_query = self.scores.reshape(kv_heads, queries, group, tiles * width)
         # BLAS reads and writes one tile of all rows with a stride, no copy is made.
-        self._by_tile = self.scores.reshape(kv_heads, rows, tiles, TILE).transpose(0, 2, 1, 3)
+        self._by_tile = self.scores.reshape(kv_heads, rows, tiles, width).transpose(0, 2, 1, 3)
         self._by_tile_and_part = self._by_tile[:, :, None]
         self._row = np.empty((kv_heads, rows, 1), np.float32)
         self._row_by_query = self._row.reshape(kv_heads, queries, group, 1, 1)
