@@ -130,7 +130,8 @@ class ChatSession:
 def statistics_line(result: Completion) -> str:
     """One line: tokens and speed of the answer, what of the prompt was new, time to the first token, seed."""
     new = result.n_prompt - result.n_cached
-    speed = f"{result.n_generated / result.seconds_decode:.1f} tokens/s" if result.seconds_decode > 0 else "-"
+    steps = result.n_generated - 1  # the first token comes out of the prompt's pass
+    speed = f"{steps / result.seconds_decode:.1f} tokens/s" if steps > 0 and result.seconds_decode else "-"
     kept = f" ({result.n_cached} kept)" if result.n_cached else ""
     return (
         f"{result.n_generated} tokens, {speed} · prompt {new} new{kept}, "
