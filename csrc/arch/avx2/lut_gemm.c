@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { GEMM_TOKENS = 16, OCTETS = TILES_PER_BLOCK * OCTETS_PER_TILE };
+enum { GEMM_TOKENS = 16, OCTETS = TILES_PER_BLOCK * OCTETS_PER_TILE, PREFETCH_BYTES = 8192 };
 
 /* One segment of one row block, ready for any token. */
 typedef struct {
@@ -20,6 +20,7 @@ INLINE void split_segment(const tmac_shape *shape, const uint8_t *segment, segme
     const int32_t bytes = tmac_steps_per_segment(shape) * bits * VECTOR_BYTES;
     for (int32_t i = 0; i < bytes; i += INDEX_BYTES) {
         const __m256i w = _mm256_load_si256((const __m256i *)(segment + i));
+        _mm_prefetch((const char *)segment + i + PREFETCH_BYTES, _MM_HINT_T0);
         _mm256_store_si256((__m256i *)(rows->indices + 2 * i), low_index(w));
         _mm256_store_si256((__m256i *)(rows->indices + 2 * i) + 1, high_index(w));
     }
