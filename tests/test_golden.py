@@ -41,9 +41,10 @@ ORDER_BOUND = {16: 1e-5, "tables": 1.5e-2, "exact": 5e-3}
 class Case:
     """A golden checkpoint, packed with the given bits (16: float; None: BitNet with a float head)."""
 
-    def __init__(self, path: Path, out: Path, bits: int | None) -> None:
+    def __init__(self, path: Path, out: Path, bits: int | None, force: bool = False) -> None:
         self.path, self.bits = path, bits
-        convert(path, out, bits=bits, group_size=32, head_bits=16 if bits is None else None)
+        head_bits = 16 if bits is None or force else None
+        convert(path, out, bits=bits, group_size=32, head_bits=head_bits, force=force)
         self.packed = PackedModel.open(out)
         self.decoder = load_decoder(self.packed)
         self.ids = np.array(json.loads((path / "input_ids.json").read_text()))
@@ -88,15 +89,15 @@ def respelled(config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "rope_parameters" in config:
         rope = dict(config.pop("rope_parameters"))
-        theta = rope.pop("rope_theta")
+        theta, dtype = rope.pop("rope_theta"), config.pop("dtype")
         scaling = None if rope["rope_type"] == "default" else rope
-        return {**config, "rope_theta": theta, "rope_scaling": scaling, "torch_dtype": config.pop("dtype")}
+        return {**config, "rope_theta": theta, "rope_scaling": scaling, "torch_dtype": dtype}
     rope = {
         **(config.pop("rope_scaling", None) or {"type": "default"}),
         "rope_theta": config.pop("rope_theta"),
     }
-    rope["rope_type"] = rope.pop("type")
-    return {**config, "rope_parameters": rope, "dtype": config.pop("torch_dtype")}
+    rope["rope_type"], dtype = rope.pop("type"), config.pop("torch_dtype")
+    return {**config, "rope_parameters": rope, "dtype": dtype}
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -113,6 +114,14 @@ def test_bitnet(packed, name):
     found = run(case.decoder, case.ids, case.cache())
     assert relative_rms(found, case.logits) <= (5e-3 if name == "bitnet_online" else 1e-3)
     np.testing.assert_array_equal(found.argmax(1), case.logits.argmax(1))
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_bitnet_requantised_keeps_int8_activations(golden_dir, tmp_path, bits):
+    case = Case(golden_dir / "bitnet_offline", tmp_path / "packed", bits, force=True)
+    model = reference_forward.dequantized(case.packed, reference_forward.load(case.path))
+    expected, _ = reference_forward.forward(model, case.ids)
+    assert relative_rms(run(case.decoder, case.ids, case.cache()), expected) <= 5e-3
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
