@@ -1,6 +1,7 @@
-/* What the scalar kernels share: addresses of tables, float16, and the product of one row block with one token. */
+/* What the scalar kernels share: addresses of tables, and the product of one row block with one token. */
 #ifndef TMAC_ARCH_SCALAR_H
 #define TMAC_ARCH_SCALAR_H
+#include "../../half.h"
 #include "../../kernels.h"
 
 #include <math.h>
@@ -10,16 +11,6 @@
 static inline int8_t *quad_tables(const tmac_lut *lut, int32_t quad, int32_t t)
 {
     return lut->tables + ((int64_t)quad * lut->n + t) * (1 + lut->exact) * TABLE_BYTES;
-}
-
-/* Exact for every finite float16, subnormal ones included: the exponent is re-biased by a multiplication. */
-static inline float half_to_float(uint16_t half)
-{
-    uint32_t bits = (half & 0x7fffu) << 13;
-    float magnitude;
-    memcpy(&magnitude, &bits, sizeof magnitude);
-    magnitude *= 0x1p112f;
-    return half & 0x8000u ? -magnitude : magnitude;
 }
 
 /* sums[r] = sum over planes p of 2^p * (sum of the entries that plane p of row r looks up), over one segment.
@@ -51,7 +42,7 @@ static inline float tail_value(const tmac_shape *shape, const uint8_t *tail, int
     int32_t i = which * TMAC_ROWS_PER_BLOCK + row;
     uint16_t half;
     float value;
-    if (shape->group_size) return memcpy(&half, tail + i * 2, 2), half_to_float(half);
+    if (shape->group_size) return memcpy(&half, tail + i * 2, 2), tmac_float_of_half(half);
     return memcpy(&value, tail + i * 4, 4), value;
 }
 
