@@ -134,7 +134,8 @@ def _yarn(rope: RopeConfig, rotary: int, plain: Floats) -> Floats:
     if low == high:
         high += 0.001
     ramp = np.clip((np.arange(rotary // 2) - low) / (high - low), 0, 1)
-    return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+    blended: Floats = (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+    return blended
 
 
 def _yarn_scaling(rope: RopeConfig) -> float:
