@@ -73,8 +73,8 @@ static inline void fill_floats(float *x, int32_t k, int pattern)
 static inline void fill_bytes(int8_t *q, int32_t k, int pattern)
 {
     for (int32_t c = 0; c < k; c++)
-        q[c] = pattern == LOW ? -128 : pattern == HIGH ? 127 : pattern == ZERO ? 0 : (int8_t)random_below(256);
-    if (pattern == OUTLIER) memset(q, 0, (size_t)k), q[random_below(k)] = -128;
+        q[c] = pattern == LOW ? -128 : pattern == HIGH ? 127 : pattern == ZERO || pattern == OUTLIER ? 0 : (int8_t)random_below(256);
+    if (pattern == OUTLIER) q[random_below(k)] = -128;
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------ */
