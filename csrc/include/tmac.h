@@ -108,6 +108,10 @@ TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
 /* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */
 TMAC_API int64_t tmac_matrix_bytes(const tmac_matrix *matrix, int64_t *huge);
 
+/* Read every byte of the matrix once, on all threads, and do nothing else: the ceiling that a product with one token is
+ * measured against. checksum: the exclusive or of its 64-bit words, so that the reads cannot be left out. */
+TMAC_API int tmac_matrix_read(const tmac_matrix *matrix, uint64_t *checksum);
+
 /* y[t][r] = sum_c W[r][c] * x[t][c].
  * x: (n, k) of type F32, F16 or I8, ldx elements from token to token. x_scales: float32 (n), what one unit of an I8
  * activation is worth (NULL: 1); must be NULL for other types. tables: enum tmac_tables; I8 needs TMAC_TABLES_EXACT.

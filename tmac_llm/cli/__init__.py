@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tmac_llm.cli import bench, chat, console, convert, doctor, generate, info, list_models, rm
+from tmac_llm.cli import bench, bench_kernels, chat, console, convert, doctor, generate, info, list_models, rm
 from tmac_llm.errors import TmacError
+
+
+class BenchGroup(TyperGroup):
+    """`bench` measures a model unless the next word is `kernels`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the name of the command that was left out."""
+        return super().parse_args(ctx, args if args[:1] == ["kernels"] else ["model", *args])
+
+
+benches = typer.Typer(name="bench", cls=BenchGroup, help="Measure tokens per second, or single kernels.")
+benches.command("model")(bench.bench)
+benches.command("kernels")(bench_kernels.bench_kernels)
 
 app = typer.Typer(
     name="tmac-llm",
@@ -26,7 +40,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("convert")(convert.convert)
-app.command("bench", cls=bench.BenchCommand)(bench.bench)
+app.add_typer(benches)
 app.command("list")(list_models.list_models)
 app.command("info")(info.info)
 app.command("rm")(rm.rm)

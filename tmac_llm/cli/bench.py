@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from tmac_llm.load import Source
 
 FORMATS = ("md", "json", "jsonl", "csv")
-
-
-class BenchCommand(TyperCommand):
-    """The bench command; a seam for sub-commands that measure something else than a whole model."""
 
 
 def bench(
@@ -71,7 +66,8 @@ def bench(
 ) -> None:
     """Measure tokens per second: pp = prompt processing, tg = token generation.
 
-    Random tokens, no sampling, no text; one full warm-up run of each test is not counted.
+    Random tokens, no sampling, no text; one full warm-up run of each test is not counted. `bench kernels`
+    measures single matrices against the speed of memory.
     """
     if output not in FORMATS:
         raise UsageError(f"-o {output}: expected one of {', '.join(FORMATS)}")
@@ -81,8 +77,8 @@ def bench(
     from tmac_llm import kernels, machine
     from tmac_llm.load import load_decoder
 
-    tests = measure.plan(_numbers("-p", n_prompt), _numbers("-n", n_gen), _numbers("-d", n_depth))
-    counts = _numbers("-t", threads) if threads else [machine.default_threads()]
+    tests = measure.plan(numbers("-p", n_prompt), numbers("-n", n_gen), numbers("-d", n_depth))
+    counts = numbers("-t", threads) if threads else [machine.default_threads()]
     if min(counts) < 1:
         raise UsageError(f"-t {threads}: expected numbers of at least 1")
     name, source, label = _open(model, synthetic, bits, group_size, head_bits)
@@ -104,14 +100,15 @@ def bench(
         console.note(f"{machine.cpu_name()} · {kernels.isa_selected()} · peak memory {peak}")
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def numbers(option: str, text: str) -> list[int]:
+    """The whole numbers of a list option such as 128,512; UsageError for anything else."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} {text}: expected a list of whole numbers such as 128,512") from None
-    if min(numbers) < 0:
+    if min(found) < 0:
         raise UsageError(f"{option} {text}: expected numbers of at least 0")
-    return numbers
+    return found
 
 
 def _open(

@@ -1,0 +1,113 @@
+"""The verb `bench kernels`: single matrices against the machine's ceiling.
+
+Knows options and the table; tmac_llm.bench_kernels measures.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmac_llm.cli import console
+from tmac_llm.cli import options as opt
+from tmac_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmac_llm.bench_kernels import KernelResult
+
+
+def bench_kernels(
+    shapes: Annotated[
+        str, typer.Option("--shapes", help="Known models whose matrices are measured, a list.")
+    ] = "llama-2-7b,bitnet-2b-4t",
+    bits: Annotated[
+        str, typer.Option("--bits", "-b", help="Widths, a list of 1 to 8; t is ternary with exact tables.")
+    ] = "1,2,3,4,t",
+    group_size: Annotated[int, typer.Option("--group-size", "-g", help="32, 64 or 128.")] = 128,
+    n_tokens: Annotated[str, typer.Option("-n", "--n-tokens", help="Tokens at once, a list.")] = "1,64",
+    threads: Annotated[
+        str | None, typer.Option("-t", "--threads", envvar="TMAC_THREADS", help="Thread counts, a list.")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="One token: repeat one matrix instead of streaming through many.")
+    ] = False,
+    tables: opt.Tables = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Measure matrix products: time, GB/s of weights, GMAC/s, and the share of a plain read of the same memory.
+
+    Every product is checked against float64 first. One token streams through copies of a matrix that no cache
+    holds, as decoding streams through layers. Set TMAC_ISA to measure another instruction set.
+    """
+    from tmac_llm import bench_kernels as measure
+    from tmac_llm import kernels, machine
+    from tmac_llm.cli.bench import numbers
+
+    if group_size not in (32, 64, 128):
+        raise UsageError(f"--group-size {group_size}: expected 32, 64 or 128")
+    counts = numbers("-t", threads) if threads else [machine.default_threads()]
+    found = measure.cases(
+        shapes.split(","), _widths(bits), numbers("-n", n_tokens), group_size, opt.checked_tables(tables)
+    )
+    if min(counts) < 1 or min(case.n for case in found) < 1:
+        raise UsageError("-t and -n: expected numbers of at least 1")
+    if not as_json:
+        console.out(f"{machine.cpu_name()}, {kernels.isa_selected()}, huge pages: {machine.huge_pages()}\n")
+        console.out(_line(HEADER))
+    for case in found:
+        for result in measure.run(case, threads=counts, from_memory=not cache):
+            row = _row(result)
+            console.out(json.dumps(row) + "\n" if as_json else _line(_cells(row)))
+
+
+HEADER = ("model", "matrix", "m", "k", "bits", "n", "thr", "us", "GB/s", "GMAC/s", "of read", "error")
+_WIDTHS = (14, 12, 6, 6, 4, 4, 3, 9, 7, 7, 7, 8)
+
+
+def _widths(text: str) -> list[int | None]:
+    widths: list[int | None] = []
+    for part in text.split(","):
+        if part != "t" and not (part.isdecimal() and 1 <= int(part) <= 8):
+            raise UsageError(f"--bits {text}: expected a list of 1 to 8, or t for ternary")
+        widths.append(None if part == "t" else int(part))
+    return widths
+
+
+def _row(result: KernelResult) -> dict[str, Any]:
+    case = result.case
+    return {
+        "model": case.model,
+        "matrix": case.matrix,
+        "m": case.m,
+        "k": case.k,
+        "bits": case.bits or "t",
+        "group_size": case.shape.group_size,
+        "tables": case.tables,
+        "n": case.n,
+        "isa": result.isa,
+        "n_threads": result.n_threads,
+        "from_memory": result.from_memory,
+        "seconds": result.seconds,
+        "read_seconds": result.read_seconds or None,
+        "gb_per_s": result.gigabytes_per_second,
+        "gmac_per_s": result.gmacs,
+        "share_of_read": result.share,
+        "relative_rms_error": result.error,
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    share = "-" if row["share_of_read"] is None else f"{row['share_of_read']:.0%}"
+    numbers = (f"{row['seconds'] * 1e6:.1f}", f"{row['gb_per_s']:.2f}", f"{row['gmac_per_s']:.1f}")
+    sizes = tuple(str(row[key]) for key in ("model", "matrix", "m", "k", "bits", "n", "n_threads"))
+    return (*sizes, *numbers, share, f"{row['relative_rms_error']:.1e}")
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    left = (cell.ljust(width) for cell, width in zip(cells[:2], _WIDTHS[:2], strict=True))
+    right = (cell.rjust(width) for cell, width in zip(cells[2:], _WIDTHS[2:], strict=True))
+    return "  ".join((*left, *right)) + "\n"
