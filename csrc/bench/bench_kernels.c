@@ -43,7 +43,10 @@ static void *run_job(void *argument)
         const vector *at = (const void *)(j->weights + j->begin * block_bytes);
         const vector *end = (const void *)(j->weights + j->end * block_bytes);
         vector a = {0}, b = {0};
-        for (; at < end; at += 2) a ^= at[0], b ^= at[1], __builtin_prefetch((const char *)at + 2048), __builtin_prefetch((const char *)at + 2112);
+        for (; at < end; at += 2) {
+            a ^= at[0], b ^= at[1];
+            __builtin_prefetch(at + 32), __builtin_prefetch(at + 33);
+        }
         a ^= b;
         j->checksum = a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
     }
@@ -128,7 +131,8 @@ static void measure(const tmac_kernels *isa, int bits, int exact, int threads, i
     tmac_lut one = make_tables(exact, 1), many = make_tables(exact, n);
     tmac_shape dram = {0, K, bits, GROUP, 0, (float)(1 << (bits - 1))}, cache = dram;
     cache.m = CACHE_BYTES * 8 / bits / K / 64 * 64, dram.m = DRAM_BYTES / bits * 8 / K / 64 * 64;
-    const size_t bytes = (size_t)(tmac_block_bytes(&dram) * tmac_n_blocks(&dram)), y_floats = (size_t)dram.m + (size_t)(cache.m * n);
+    const size_t bytes = (size_t)(tmac_block_bytes(&dram) * tmac_n_blocks(&dram));
+    const size_t y_floats = (size_t)dram.m + (size_t)(cache.m * n);
     tmac_memory file_memory = tmac_memory_alloc(bytes), own_memory = {0};
     uint8_t *file = file_memory.data, *own = file;
     fill_weights(&dram, file);
@@ -152,8 +156,9 @@ static void measure(const tmac_kernels *isa, int bits, int exact, int threads, i
     wide.lut = &many, large.shape = &dram;
     double gemv = best(small, 'v', 300), gemm = best(wide, 'm', 30), stream, read;
     best_stream(large, threads, 20, &stream, &read);
-    printf("%-7s %d bits %-5s  GEMV %6.1f  GEMM n=%d %6.1f GMAC/s | DRAM, %d threads %6.1f GMAC/s %5.1f GB/s of %5.1f = %3.0f %%\n",
-           isa->name, bits, exact ? "exact" : "int8", weights / gemv * 1e-9, n, weights * n / gemm * 1e-9, threads,
+    printf("%-7s %d bits %-5s  cache: GEMV %6.1f, GEMM n=%d %6.1f GMAC/s", isa->name, bits, exact ? "exact" : "int8",
+           weights / gemv * 1e-9, n, weights * n / gemm * 1e-9);
+    printf(" | DRAM, %d threads: GEMV %6.1f GMAC/s, %5.1f of %5.1f GB/s = %3.0f %%\n", threads,
            big / (double)bytes * stream * 1e-9, stream * 1e-9, read * 1e-9, stream / read * 100);
     fflush(stdout);
     tmac_memory_free(&file_memory), tmac_memory_free(&own_memory); /* what is small goes with the process */
@@ -163,7 +168,10 @@ int main(int argc, char **argv)
 {
     const tmac_kernels *isa = tmac_isa_find(argc > 1 ? argv[1] : NULL);
     const int threads = argc > 2 ? atoi(argv[2]) : 1, n = argc > 3 ? atoi(argv[3]) : 64;
-    if (!isa || threads < 1 || threads > MAX_THREADS || n < 1) return fprintf(stderr, "usage: bench_kernels [isa [threads [n]]]\n"), 2;
+    if (!isa || threads < 1 || threads > MAX_THREADS || n < 1) {
+        fprintf(stderr, "usage: bench_kernels [isa [threads [n]]]\n");
+        return 2;
+    }
     for (int exact = 0; exact < 2; exact++)
         for (int bits = 1; bits <= TMAC_MAX_BITS; bits += bits < 4 ? 1 : 2) measure(isa, bits, exact, threads, n);
     return 0;
