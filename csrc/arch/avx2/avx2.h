@@ -75,9 +75,6 @@ INLINE void add_entries(octet_sum *sum, __m256i lo, __m256i hi, const int p, con
     }
 }
 
-/* Bytes from a quad of indices to the next. */
-INLINE int quad_bytes(const int bits) { return TILES_PER_BLOCK * bits * INDEX_BYTES; }
-
 /* int8 tables: planes p and p + 1 of two octets, half i of the quad, for each token. */
 INLINE void pair_lookup(const __m256i index[OCTETS_PER_TILE], const int8_t *tables, const int i, const int p,
                         octet_sum sums[][OCTETS_PER_TILE], const int bits, const int tokens)
@@ -104,7 +101,7 @@ INLINE void add_last_plane(octet_sum sums[OCTETS_PER_TILE], __m256i lo_01, __m25
     add_entries(&sums[1], _mm256_unpackhi_epi8(lo_01, lo_23), _mm256_unpackhi_epi8(hi_01, hi_23), p, p, bits, exact);
 }
 
-/* int8 tables: all planes of one quad and one tile. at: bits * INDEX_BYTES of indices. tables: of the first token. */
+/* int8 tables: all planes of one quad and one tile. at: the first indices (reorder.c). tables: of the first token. */
 INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE], const int bits,
                         const int tokens)
 {
@@ -112,13 +109,13 @@ INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[
     UNROLL for (int p = 0; p + 1 < bits; p += 2)
     {
         __m256i index[OCTETS_PER_TILE];
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = low_index(_mm256_load_si256(weights + p + o));
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = low_index(_mm256_load_si256(weights + 2 * (p + o)));
         pair_lookup(index, tables, 0, p, sums, bits, tokens);
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = high_index(_mm256_load_si256(weights + p + o));
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = high_index(_mm256_load_si256(weights + 2 * (p + o)));
         pair_lookup(index, tables, 1, p, sums, bits, tokens);
     }
     if (bits % 2 == 0) return;
-    const __m256i w = _mm256_load_si256(weights + bits - 1), low = low_index(w), high = high_index(w);
+    const __m256i w = _mm256_load_si256(weights + 2 * (bits - 1)), low = low_index(w), high = high_index(w);
     UNROLL for (int t = 0; t < tokens; t++)
     {
         const __m256i first = _mm256_shuffle_epi8(table_half(tables + t * TABLE_BYTES, 0), low);
@@ -128,11 +125,11 @@ INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[
 }
 
 /* The indices of one register in both quads of a step: low, high of quad 0, low, high of quad 1. */
-INLINE void step_indices(const uint8_t *at, __m256i index[4], const int bits)
+INLINE void step_indices(const uint8_t *at, __m256i index[4])
 {
     UNROLL for (int quad = 0; quad < 2; quad++)
     {
-        const __m256i w = _mm256_load_si256((const __m256i *)(at + quad * quad_bytes(bits)));
+        const __m256i w = _mm256_load_si256((const __m256i *)at + quad);
         index[2 * quad] = low_index(w);
         index[2 * quad + 1] = high_index(w);
     }
@@ -154,7 +151,7 @@ INLINE void step_lookup_exact(const uint8_t *at, const int8_t *tables, int64_t q
     UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
         UNROLL for (int p = 0; p + 1 < bits; p += 2)
         {
-            step_indices(at + (p + o) * INDEX_BYTES, index, bits);
+            step_indices(at + (p + o) * 2 * INDEX_BYTES, index);
             UNROLL for (int t = 0; t < tokens; t++)
             {
                 const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
@@ -165,7 +162,7 @@ INLINE void step_lookup_exact(const uint8_t *at, const int8_t *tables, int64_t q
             }
         }
     if (bits % 2 == 0) return;
-    step_indices(at + (bits - 1) * INDEX_BYTES, index, bits);
+    step_indices(at + (bits - 1) * 2 * INDEX_BYTES, index);
     UNROLL for (int t = 0; t < tokens; t++)
     {
         const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;

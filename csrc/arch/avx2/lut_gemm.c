@@ -38,26 +38,26 @@ INLINE __m256i entries_of(__m256i table, const uint8_t *index, const int i)
     return _mm256_shuffle_epi8(table, _mm256_load_si256((const __m256i *)index + i));
 }
 
-/* int8 tables: planes [begin, end) of one quad for all octets. indices: of the quad. */
+/* int8 tables: planes [begin, end) of one quad for all octets. indices: of this quad in the step's first vector. */
 INLINE void quad_pass(const uint8_t *indices, const int8_t *table, __m256i sums[OCTETS], const int begin, const int end,
                       const int bits)
 {
     const __m256i table_01 = table_half(table, 0), table_23 = table_half(table, 1);
     UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
     {
-        const uint8_t *at = indices + tile * bits * 2 * INDEX_BYTES;
+        const uint8_t *at = indices + tile * bits * 4 * INDEX_BYTES;
         __m256i *sum = sums + tile * OCTETS_PER_TILE;
         UNROLL for (int p = begin; p + 1 < end; p += 2)
             UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
             {
-                const uint8_t *index = at + (p + o) * 2 * INDEX_BYTES;
+                const uint8_t *index = at + (p + o) * 4 * INDEX_BYTES;
                 sum[o] = add_bytes(sum[o], entries_of(table_01, index, 0), p - begin, p + 1 - begin);
                 sum[o] = add_bytes(sum[o], entries_of(table_23, index, 1), p - begin, p + 1 - begin);
             }
         if (end % 2 == 0) continue;
         const int p = end - 1 - begin; /* the last plane of odd bits: see add_last_plane */
-        const __m256i first = entries_of(table_01, at + (end - 1) * 2 * INDEX_BYTES, 0);
-        const __m256i second = entries_of(table_23, at + (end - 1) * 2 * INDEX_BYTES, 1);
+        const __m256i first = entries_of(table_01, at + (end - 1) * 4 * INDEX_BYTES, 0);
+        const __m256i second = entries_of(table_23, at + (end - 1) * 4 * INDEX_BYTES, 1);
         sum[0] = add_bytes(sum[0], _mm256_unpacklo_epi8(first, second), p, p);
         sum[1] = add_bytes(sum[1], _mm256_unpackhi_epi8(first, second), p, p);
     }
@@ -71,12 +71,12 @@ INLINE void step_pass(const uint8_t *indices, const int8_t *table, int64_t quad_
     const __m256i next_01 = table_half(table + quad_stride, 0), next_23 = table_half(table + quad_stride, 1);
     UNROLL for (int tile = 0; tile < TILES_PER_BLOCK; tile++)
     {
-        const uint8_t *at = indices + tile * bits * 2 * INDEX_BYTES;
+        const uint8_t *at = indices + tile * bits * 4 * INDEX_BYTES;
         __m256i *sum = sums + tile * OCTETS_PER_TILE;
         UNROLL for (int v = begin; v < end; v++) /* two octets of a pair of planes, or the last plane */
         {
             const int last = v == bits - 1 && bits % 2, p = (last ? v : v / 2 * 2) - begin + shift;
-            const uint8_t *index = at + v * 2 * INDEX_BYTES, *next = index + 2 * quad_bytes(bits);
+            const uint8_t *index = at + v * 4 * INDEX_BYTES, *next = index + 2 * INDEX_BYTES;
             const __m256i first = _mm256_add_epi8(entries_of(table_01, index, 0), entries_of(next_01, next, 0));
             const __m256i second = _mm256_add_epi8(entries_of(table_23, index, 1), entries_of(next_23, next, 1));
             if (!last) {
@@ -103,11 +103,11 @@ INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t
             __m256i sums[OCTETS], wide[OCTETS_PER_TILE];
             UNROLL for (int o = 0; o < OCTETS; o++) sums[o] = _mm256_setzero_si256();
             for (int32_t step = 0; step < steps; step++) {
-                const uint8_t *at = indices + step * 4 * quad_bytes(bits);
+                const uint8_t *at = indices + step * bits * 2 * VECTOR_BYTES;
                 const int8_t *table = tables + step * 2 * quad_stride + e * TABLE_BYTES;
                 if (!exact) {
                     quad_pass(at, table, sums, begin, end, bits);
-                    quad_pass(at + 2 * quad_bytes(bits), table + quad_stride, sums, begin, end, bits);
+                    quad_pass(at + 2 * INDEX_BYTES, table + quad_stride, sums, begin, end, bits);
                 } else {
                     step_pass(at, table, quad_stride, sums, begin, end, 0, bits);
                     if (shared) step_pass(at, table + TABLE_BYTES, quad_stride, sums, begin, end, 5, bits);

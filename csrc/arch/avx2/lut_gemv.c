@@ -25,44 +25,44 @@ INLINE void add_segment(const tmac_shape *shape, const uint8_t *at, const tmac_l
     }
 }
 
-/* Integer sums of tiles [first, first + tiles) over steps [begin, end) of a segment. */
-INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t begin, int32_t end, const int first,
-                         const int tiles, __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+/* Integer sums of the block's rows over steps [begin, end) of a segment. Where an octet has two accumulators they do not
+ * all fit the registers; still one pass in the order of memory is best (a pass for each half of the rows reads from DRAM
+ * at a third of the speed). */
+INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t begin, int32_t end,
+                         __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
 {
     octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
-    UNROLL for (int i = 0; i < tiles; i++)
+    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++)
         UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
     for (int32_t step = begin; step < end; step++) {
-        const uint8_t *at = segment + (step * 2 * TILES_PER_BLOCK + first) * bits * INDEX_BYTES;
+        const uint8_t *at = segment + step * bits * VECTOR_BYTES;
         const int8_t *step_tables = tables + step * 2 * (1 + exact) * TABLE_BYTES;
-        UNROLL for (int quad = 0; quad < 2; quad++)
-        {
-            const uint8_t *quad_at = at + quad * quad_bytes(bits);
-            UNROLL for (int line = 0; line < tiles * bits * INDEX_BYTES; line += 64)
-                _mm_prefetch((const char *)quad_at + line + PREFETCH_BYTES, _MM_HINT_T0);
-            UNROLL for (int i = 0; i < tiles; i++)
-                if (!exact)
-                    quad_lookup(quad_at + i * bits * INDEX_BYTES, step_tables + quad * TABLE_BYTES, sums[i], bits, 1);
-        }
-        UNROLL for (int i = 0; i < tiles; i++)
-            if (exact) step_lookup_exact(at + i * bits * INDEX_BYTES, step_tables, 2 * TABLE_BYTES, sums[i], bits, 1);
+        UNROLL for (int line = 0; line < bits * VECTOR_BYTES; line += 64)
+            _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
+        UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++, at += bits * 2 * INDEX_BYTES)
+            if (exact) {
+                step_lookup_exact(at, step_tables, 2 * TABLE_BYTES, sums[i], bits, 1);
+            } else {
+                quad_lookup(at, step_tables, sums[i], bits, 1);
+                quad_lookup(at + INDEX_BYTES, step_tables + TABLE_BYTES, sums[i], bits, 1);
+            }
     }
-    UNROLL for (int i = 0; i < tiles; i++) widen(sums[i][0], totals[i], bits, exact);
+    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++) widen(sums[i][0], totals[i], bits, exact);
 }
 
 /* The same over a whole segment, however often the accumulators must be emptied. */
-INLINE void segment_lookup(const uint8_t *segment, const int8_t *tables, int32_t steps, const int first,
-                           const int tiles, __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+INLINE void segment_lookup(const uint8_t *segment, const int8_t *tables, int32_t steps,
+                           __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
 {
     const int limit = widen_steps(bits, exact);
     if (limit == MAX_STEPS || steps <= limit) {
-        steps_lookup(segment, tables, 0, steps, first, tiles, totals, bits, exact);
+        steps_lookup(segment, tables, 0, steps, totals, bits, exact);
         return;
     }
     __m256i second[TILES_PER_BLOCK][OCTETS_PER_TILE];
-    steps_lookup(segment, tables, 0, limit, first, tiles, totals, bits, exact);
-    steps_lookup(segment, tables, limit, steps, first, tiles, second, bits, exact);
-    for (int i = 0; i < tiles; i++)
+    steps_lookup(segment, tables, 0, limit, totals, bits, exact);
+    steps_lookup(segment, tables, limit, steps, second, bits, exact);
+    for (int i = 0; i < TILES_PER_BLOCK; i++)
         for (int o = 0; o < OCTETS_PER_TILE; o++) totals[i][o] = _mm256_add_epi32(totals[i][o], second[i][o]);
 }
 
@@ -82,9 +82,6 @@ static void store_rows(const tmac_shape *shape, const uint8_t *at, const tmac_lu
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
-    /* Two accumulators per octet fit the registers for two tiles only; the second half of the rows then reads its
-     * weights from the L1 cache, since the prefetch of the first has brought half of each step's lines. */
-    const int tiles = two_sums(bits, exact) ? TILES_PER_BLOCK / 2 : TILES_PER_BLOCK;
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t step_bytes = bits * VECTOR_BYTES, segment_bytes = tmac_segment_bytes(shape);
     const uint8_t *at = weights + block_begin * tmac_block_bytes(shape);
@@ -92,13 +89,10 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
         _Alignas(32) float rows[TMAC_ROWS_PER_BLOCK] = {0};
         for (int32_t s = 0; s < n_segments; s++, at += segment_bytes) {
             const int8_t *tables = quad_tables(lut, s * steps * 2, 0);
-            UNROLL for (int first = 0; first < TILES_PER_BLOCK; first += tiles)
-            {
-                __m256i totals[TILES_PER_BLOCK][OCTETS_PER_TILE];
-                segment_lookup(at, tables, steps, first, tiles, totals, bits, exact);
-                UNROLL for (int i = 0; i < tiles; i++)
-                    add_segment(shape, at + steps * step_bytes, lut, s, first + i, totals[i], rows, bits);
-            }
+            __m256i totals[TILES_PER_BLOCK][OCTETS_PER_TILE];
+            segment_lookup(at, tables, steps, totals, bits, exact);
+            UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++)
+                add_segment(shape, at + steps * step_bytes, lut, s, i, totals[i], rows, bits);
         }
         store_rows(shape, at, lut, block * TMAC_ROWS_PER_BLOCK, rows, y);
         at += shape->group_size ? 0 : 4 * TMAC_ROWS_PER_BLOCK * (1 + shape->has_zeros);

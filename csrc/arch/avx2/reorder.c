@@ -1,15 +1,15 @@
 /* One step (32 columns) from the file's order (layout.h) into the order that vpshufb wants.
  *
- *   step = quad[0], quad[1] ; quad = tile[0] .. tile[3] ; tile = bits * 32 bytes:
- *     planes 2p, 2p+1:  octet[0], octet[1] at p*64, 32 bytes each (8 rows x 2 planes x 4 k-groups);
- *                       octet 0 has rows 0-3 and 8-11 of the tile, octet 1 rows 4-7 and 12-15
- *     last of odd bits: 32 bytes at (bits-1)*32 (16 rows x 4 k-groups)
+ *   step = tile[0] .. tile[3] ; tile = vector[0] .. vector[bits-1] ; vector = quad[0], quad[1], 32 bytes each:
+ *     vectors 2p, 2p+1:  planes 2p and 2p+1 of octet 0 and of octet 1 (8 rows x 2 planes x 4 k-groups);
+ *                        octet 0 has rows 0-3 and 8-11 of the tile, octet 1 rows 4-7 and 12-15
+ *     last of odd bits:  its plane of the whole tile (16 rows x 4 k-groups)
  *
  *   octet byte:      0        1        2        3     ..    15   |  16       17    ..   31
  *     row, plane   0, 2p   0, 2p+1   1, 2p   1, 2p+1  .. 11,2p+1 | 0, 2p   0,2p+1 .. 11,2p+1   (octet 0)
  *     low nibble   k-group 0 ..                                  | k-group 1 ..
  *     high nibble  k-group 2 ..                                  | k-group 3 ..
- *   last plane:      lane i holds the rows of octet 0, then of octet 1; low nibble k-group i, high nibble k-group 2 + i */
+ *   last plane:   lane i holds the rows of octet 0, then of octet 1; low nibble k-group i, high nibble k-group 2 + i */
 #include "avx2.h"
 
 /* The 8 rows of octet o. in: a tile of the file, byte r*4 + g. */
@@ -50,12 +50,11 @@ static void reorder_last(const uint8_t *in, uint8_t *out, int quad)
 
 void tmac_reorder_avx2(int32_t bits, const uint8_t *in, uint8_t *out)
 {
-    for (int32_t quad = 0; quad < 2; quad++)
-        for (int32_t tile = 0; tile < TILES_PER_BLOCK; tile++, out += bits * INDEX_BYTES) {
-            const uint8_t *from = in + tile * TILE_BYTES;
-            for (int32_t v = 0; v + 1 < bits; v += 2)
-                for (int32_t o = 0; o < OCTETS_PER_TILE; o++)
-                    reorder_pair(from + (v + quad) * VECTOR_BYTES, out + (v + o) * INDEX_BYTES, o);
-            if (bits % 2) reorder_last(from + (bits - 1) * VECTOR_BYTES, out + (bits - 1) * INDEX_BYTES, quad);
-        }
+    for (int32_t tile = 0; tile < TILES_PER_BLOCK; tile++)
+        for (int32_t v = 0; v < bits; v++)
+            for (int32_t quad = 0; quad < 2; quad++, out += INDEX_BYTES) {
+                const uint8_t *from = in + tile * TILE_BYTES;
+                if (bits % 2 && v == bits - 1) reorder_last(from + v * VECTOR_BYTES, out, quad);
+                else reorder_pair(from + (v / 2 * 2 + quad) * VECTOR_BYTES, out, v % 2);
+            }
 }
