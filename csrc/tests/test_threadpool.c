@@ -70,6 +70,36 @@ static void test_many_jobs(void)
     for (int i = 0; i < 64; i++) CHECK(job.values[i] == JOBS, "item %d: %d", i, job.values[i]);
 }
 
+typedef struct {
+    _Atomic int n_done, n_threads_seen[16];
+} slow_job;
+
+static void slow(void *context, int32_t begin, int32_t end, int thread)
+{
+    slow_job *job = context;
+    usleep(begin == 0 ? 500 : 3000); /* the caller, which begins with item 0, is done first */
+    job->n_done += end - begin;
+    job->n_threads_seen[thread] = 1;
+}
+
+/* The caller waits for items that others still hold, and the others do work. */
+static void check_all_take_part(int n_threads)
+{
+    slow_job job = {0};
+    for (int i = 0; i < 50; i++) {
+        job.n_done = 0;
+        tmac_parallel_for(n_threads, 1, slow, &job);
+        CHECK(job.n_done == n_threads, "returned after %d of %d items", job.n_done, n_threads);
+    }
+    for (int i = 0; i < n_threads; i++) CHECK(job.n_threads_seen[i], "thread %d of %d never worked", i, n_threads);
+}
+
+static void test_all_take_part(void)
+{
+    tmac_pool_start(4);
+    check_all_take_part(4);
+}
+
 static void *many_jobs(void *argument)
 {
     for (int i = 0; i < 500; i++) tmac_parallel_for(64, 4, add, argument);
@@ -96,7 +126,7 @@ static void test_fork(void)
     if (child == 0) {
         alarm(20); /* a hang is a failure, not a hang of the test */
         check_once(1000, 3);
-        check_once(1000, 3);
+        check_all_take_part(4);
         _exit(tmac_pool_size() == 4 ? 0 : 1);
     }
     int status;
@@ -110,6 +140,7 @@ int main(void)
 {
     test_every_item_once();
     test_many_jobs();
+    test_all_take_part();
     test_callers_take_turns();
 #ifndef TMAC_EMULATED
     test_fork();
