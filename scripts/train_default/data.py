@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conversations import Conversation, composed, small_talk
+from drills import drill
 from real_stories import N_HELD_OUT, read_stories, real
 
 SPECIAL_TOKENS = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -43,8 +44,13 @@ def held_out_stories(data_dir: Path) -> list[str]:
     return read_stories(data_dir / "tinystories" / "valid.txt")[-N_HELD_OUT:]
 
 
-def conversations(stories: list[str], seed: int, composed_share: float) -> list[Conversation]:
-    """One epoch: each real story once, and composed conversations and small talk beside them."""
+def conversations(
+    stories: list[str], seed: int, composed_share: float, drill_share: float
+) -> list[Conversation]:
+    """One epoch: each real story once; composed conversations, small talk and drills beside them.
+
+    The composed share is of stories, the drill share of all conversations.
+    """
     rng = random.Random(seed)
     result = [real(story, rng) for story in stories]
     n_composed = int(len(stories) * composed_share / (1 - composed_share))
@@ -54,6 +60,7 @@ def conversations(stories: list[str], seed: int, composed_share: float) -> list[
             result.append(small_talk(rng) + (small_talk(rng) if rng.random() < 0.2 else []))
         else:
             result.append(composed(rng, rng.choices((0, 1, 2, 3, 5), (56, 24, 13, 5, 2))[0]))
+    result += [drill(rng) for _ in range(int(len(result) * drill_share / (1 - drill_share)))]
     rng.shuffle(result)
     return result
 
@@ -145,6 +152,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--composed-share", type=float, default=0.9)
     parser.add_argument(
+        "--drill-share", type=float, default=0.5, help="of all conversations; drills are short"
+    )
+    parser.add_argument(
         "--max-stories", type=int, help="real stories per epoch, drawn anew for each; default: all"
     )
     args = parser.parse_args()
@@ -152,12 +162,19 @@ def main() -> None:
     stories = training_stories(args.data)
     path = args.work / "tokenizer.json"
     if not path.exists():
-        sample = conversations(stories, seed=1234, composed_share=args.composed_share)
+        sample = conversations(
+            stories, seed=1234, composed_share=args.composed_share, drill_share=args.drill_share
+        )
         train_tokenizer([text for c in sample for _, text in c], args.vocab_size).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
     for epoch in args.epochs:
         drawn = random.Random(epoch).sample(stories, args.max_stories or len(stories))
-        encoded = encode(tokenizer, conversations(drawn, seed=epoch, composed_share=args.composed_share))
+        encoded = encode(
+            tokenizer,
+            conversations(
+                drawn, seed=epoch, composed_share=args.composed_share, drill_share=args.drill_share
+            ),
+        )
         arrays = pack(encoded)
         np.savez(args.work / f"epoch_{epoch}.npz", **arrays)
         sizes = {b: arrays[f"ids_{b}"].size for b in BUCKETS}
