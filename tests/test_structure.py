@@ -18,6 +18,7 @@ LAYERS = [
     "__main__",
     "cli",
     "llm",
+    "evaluation",
     "names",
     "convert",
     "convert_plan",

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tmac_llm.cli import bench, bench_kernels, chat, console, convert, doctor, generate, info, list_models, rm
+from tmac_llm.cli import (
+    bench,
+    bench_kernels,
+    chat,
+    console,
+    convert,
+    doctor,
+    eval,
+    generate,
+    info,
+    list_models,
+    rm,
+)
 from tmac_llm.errors import TmacError
 
 
@@ -41,6 +53,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("convert")(convert.convert)
 app.add_typer(benches)
+app.command("eval")(eval.evaluate)
 app.command("list")(list_models.list_models)
 app.command("info")(info.info)
 app.command("rm")(rm.rm)

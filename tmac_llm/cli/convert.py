@@ -6,12 +6,14 @@ Knows how to show a conversion; the work is tmac_llm.convert.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
+from tmac_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from tmac_llm.convert import ConvertReport
@@ -66,13 +68,26 @@ def convert(
         bool, typer.Option("--force", help="Replace an existing target; allow bits that ruin the model.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written and stop.")] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            show_default=False,
+            help="Then measure, on this text, what the conversion cost (perplexity, KL divergence); `eval` does more.",
+        ),
+    ] = None,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Convert a checkpoint into a packed model, once and offline."""
     from tmac_llm import kernels
+    from tmac_llm.cli.eval import read_text
 
+    if check and dry_run:
+        raise UsageError("--check needs a model; leave out --dry-run")
+    text = read_text(check) if check else None  # mistakes are told before the work
     if threads is not None:
         kernels.set_threads(threads)
     report = run_conversion(
@@ -88,7 +103,28 @@ def convert(
         dry_run=dry_run,
     )
     show_report(report, dry_run=dry_run)
+    if text is not None:
+        show_price(report, source, text, group_size=group_size, revision=revision, token=token)
     console.out(f"{report.path}\n")
+
+
+def show_price(report: ConvertReport, source: str, text: str, **arguments: object) -> None:
+    """What the conversion cost on the first chunks of a text, against a temporary float conversion.
+
+    Linear layers that were kept exactly (BitNet) are so in the reference too.
+    """
+    from tmac_llm.cli.eval import CHECK_CHUNKS, measure, summary
+
+    exact = report.gain is None
+    bits = None if exact and report.bits < 16 else 16
+    with TemporaryDirectory(prefix=f".{report.path.name}.check-", dir=report.path.parent) as directory:
+        reference: Path | None = None
+        if not exact or report.head_bits < 16:  # otherwise the model is its own reference
+            reference = Path(directory) / "reference"
+            run_conversion(source, reference, bits=bits, head_bits=16, force=True, **arguments)
+        result = measure(report.path, text, reference, at_most=CHECK_CHUNKS)
+    for name, value in summary(result):
+        console.note(f"{name:<16}{value}")
 
 
 def run_conversion(source: str, out: Path | None = None, **arguments: object) -> ConvertReport:
