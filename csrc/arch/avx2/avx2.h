@@ -109,9 +109,11 @@ INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[
     UNROLL for (int p = 0; p + 1 < bits; p += 2)
     {
         __m256i index[OCTETS_PER_TILE];
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = low_index(_mm256_load_si256(weights + 2 * (p + o)));
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+            index[o] = low_index(_mm256_load_si256(weights + 2 * (p + o)));
         pair_lookup(index, tables, 0, p, sums, bits, tokens);
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) index[o] = high_index(_mm256_load_si256(weights + 2 * (p + o)));
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
+            index[o] = high_index(_mm256_load_si256(weights + 2 * (p + o)));
         pair_lookup(index, tables, 1, p, sums, bits, tokens);
     }
     if (bits % 2 == 0) return;
@@ -157,8 +159,8 @@ INLINE void step_lookup_exact(const uint8_t *at, const int8_t *tables, int64_t q
                 const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
                 add_entries(&sums[t][o],
                             _mm256_add_epi8(half_sum(index, lo, quad_stride, 0), half_sum(index, lo, quad_stride, 1)),
-                            _mm256_add_epi8(half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1)), p,
-                            p + 1, bits, 1);
+                            _mm256_add_epi8(half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1)),
+                            p, p + 1, bits, 1);
             }
         }
     if (bits % 2 == 0) return;
@@ -190,7 +192,8 @@ INLINE void widen(const octet_sum sums[OCTETS_PER_TILE], __m256i rows[OCTETS_PER
         rows[o] = _mm256_add_epi32(rows[o], _mm256_slli_epi32(high[o], exact ? 5 : 4));
 }
 
-/* 8 scales (which = 0) or zero points (which = 1) from row r of the block on: group tail (float16), row tail (float32). */
+/* 8 scales (which = 0) or zero points (which = 1) from row r of the block on: float16 in group tails, float32 in row
+ * tails. */
 INLINE __m256 group_tail(const uint8_t *tail, int which, int r)
 {
     return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(tail + (which * TMAC_ROWS_PER_BLOCK + r) * 2)));

@@ -8,7 +8,8 @@
 /* Columns c .. c+7 of x, those >= k as 0. */
 INLINE __m256 load_columns(const float *x, int32_t k, int32_t c)
 {
-    return k - c >= 8 ? _mm256_loadu_ps(x + c) : k > c ? _mm256_maskload_ps(x + c, first_lanes(k - c)) : _mm256_setzero_ps();
+    if (k - c >= 8) return _mm256_loadu_ps(x + c);
+    return k > c ? _mm256_maskload_ps(x + c, first_lanes(k - c)) : _mm256_setzero_ps();
 }
 
 INLINE __m256 absolute(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
@@ -72,8 +73,10 @@ INLINE __m256i half_build(__m256 x, __m256 inverse)
     __m256 x2 = _mm256_permute_ps(x, 0xaa), x3 = _mm256_permute_ps(x, 0xff);
     __m256 low = _mm256_add_ps(_mm256_xor_ps(x0, sign0), _mm256_xor_ps(x1, sign1));
     __m256 both = _mm256_add_ps(x2, x3), one = _mm256_sub_ps(x2, x3);
-    __m256i front = _mm256_packs_epi32(scaled(_mm256_sub_ps(low, both), inverse), scaled(_mm256_add_ps(low, one), inverse));
-    __m256i back = _mm256_packs_epi32(scaled(_mm256_sub_ps(low, one), inverse), scaled(_mm256_add_ps(low, both), inverse));
+    __m256i front = _mm256_packs_epi32(scaled(_mm256_sub_ps(low, both), inverse),
+                                       scaled(_mm256_add_ps(low, one), inverse));
+    __m256i back = _mm256_packs_epi32(scaled(_mm256_sub_ps(low, one), inverse),
+                                      scaled(_mm256_add_ps(low, both), inverse));
     return _mm256_packs_epi16(front, back);
 }
 

@@ -89,7 +89,7 @@ INLINE void step_pass(const uint8_t *indices, const int8_t *table, int64_t quad_
     }
 }
 
-/* totals: int32 sums of the block's rows over one segment. The planes and the lo and hi tables that do not fit one int16
+/* totals: int32 sums of the block's rows over one segment. Planes, and lo and hi tables, that do not fit one int16
  * accumulator (octet_sum, avx2.h; here 8 exact bits go in two halves) take a pass each. */
 INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t quad_stride, int32_t steps,
                            __m256i totals[OCTETS], const int bits, const int exact)
@@ -122,8 +122,8 @@ INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t
 }
 
 /* One segment and one token: the integers enter the floats. partial: float (64). */
-INLINE void add_segment(const segment_rows *rows, const __m256i totals[OCTETS], float half_scale, float sum, int grouped,
-                        float *partial)
+INLINE void add_segment(const segment_rows *rows, const __m256i totals[OCTETS], float half_scale, float sum,
+                        int grouped, float *partial)
 {
     const __m256 h = _mm256_set1_ps(half_scale), s = _mm256_set1_ps(sum);
     UNROLL for (int o = 0; o < OCTETS; o++)
@@ -162,8 +162,8 @@ INLINE void panel(const gemm_block *b, float *partial, const int bits, const int
         for (int32_t t = 0; t < b->tokens; t++) {
             const int64_t scale = (int64_t)s * n + b->token + t;
             __m256i totals[OCTETS];
-            segment_lookup(rows.indices, quad_tables(lut, s * steps * 2, b->token + t), quad_stride, steps, totals, bits,
-                           exact);
+            segment_lookup(rows.indices, quad_tables(lut, s * steps * 2, b->token + t), quad_stride, steps, totals,
+                           bits, exact);
             add_segment(&rows, totals, lut->half_scales[scale], lut->sums[scale], b->shape->group_size != 0,
                         partial + t * TMAC_ROWS_PER_BLOCK);
         }

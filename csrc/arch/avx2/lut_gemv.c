@@ -25,13 +25,13 @@ INLINE void add_segment(const tmac_shape *shape, const uint8_t *at, const tmac_l
     }
 }
 
-/* Integer sums of the block's rows over steps [begin, end) of a segment. Where an octet has two accumulators they do not
- * all fit the registers; still one pass in the order of memory is best (a pass for each half of the rows reads from DRAM
- * at a third of the speed). */
+/* Integer sums of the block's rows over steps [begin, end) of a segment. Where an octet has two accumulators they do
+ * not all fit the registers; still one pass in the order of memory is best (a pass for each half of the rows reads from
+ * DRAM at a third of the speed). */
 INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t begin, int32_t end,
                          __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
 {
-    /* With few bytes per lookup it pays to ask for them ahead; elsewhere the hardware does so better (1 thread from DRAM,
+    /* With few bytes per lookup it pays to ask for them ahead; elsewhere the hardware does so better (1 thread, DRAM,
      * share of a plain read with and without: 1 bit 0.74, 0.66; 2 bits 0.85, 0.93; 4 bits 0.86, 1.0; 2 bits exact 0.75,
      * 0.65; 4 bits exact 0.76, 0.88). Prefetching into the L2 cache only: up to 1.05, but 0.4 in some runs. */
     const int prefetch = bits <= 1 + exact ? bits * VECTOR_BYTES : 0;

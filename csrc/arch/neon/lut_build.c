@@ -105,7 +105,8 @@ INLINE void group_build_exact(const int8_t x[4], int8_t *lo)
 {
     static const int16_t sign0[8] = {-1, 1, -1, 1, -1, 1, -1, 1}, sign1[8] = {-1, -1, 1, 1, -1, -1, 1, 1};
     static const int16_t sign2[8] = {-1, -1, -1, -1, 1, 1, 1, 1};
-    const int16x8_t half = vdupq_n_s16(EXACT_SPLIT / 2), low_bits = vdupq_n_s16(EXACT_SPLIT - 1), x3 = vdupq_n_s16(x[3]);
+    const int16x8_t half = vdupq_n_s16(EXACT_SPLIT / 2), low_bits = vdupq_n_s16(EXACT_SPLIT - 1);
+    const int16x8_t x3 = vdupq_n_s16(x[3]);
     int16x8_t low = vmulq_n_s16(vld1q_s16(sign0), x[0]);
     low = vmlaq_n_s16(low, vld1q_s16(sign1), x[1]);
     low = vmlaq_n_s16(low, vld1q_s16(sign2), x[2]);

@@ -6,7 +6,7 @@ enum { PREFETCH_BYTES = 2048 };
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
-    const int octets = exact ? OCTETS / 2 : OCTETS; /* two accumulators, indices and tables of 8 do not fit 32 registers */
+    const int octets = exact ? OCTETS / 2 : OCTETS; /* sums, indices and tables of 8 do not fit 32 registers */
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t segment_bytes = tmac_segment_bytes(shape);
     const uint8_t *at = weights + block_begin * tmac_block_bytes(shape);
@@ -22,8 +22,9 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
                 UNROLL for (int i = 0; i < octets * 2; i++)
                 {
                     const int r = octet * OCTET_ROWS + i * 4;
-                    vst1q_f32(rows + r, add_segment(shape, at + steps * bits * VECTOR_BYTES, r, totals[i / 2].rows[i % 2],
-                                                    lut->half_scales[s], lut->sums[s], vld1q_f32(rows + r)));
+                    vst1q_f32(rows + r, add_segment(shape, at + steps * bits * VECTOR_BYTES, r,
+                                                    totals[i / 2].rows[i % 2], lut->half_scales[s], lut->sums[s],
+                                                    vld1q_f32(rows + r)));
                 }
             }
         }

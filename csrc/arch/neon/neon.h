@@ -2,8 +2,8 @@
  *
  * tbl with two registers looks up 32 entries: the tables of two k-groups, index byte = (k-group mod 2) << 4 | nibble.
  * In the order of reorder.c adjacent bytes of an index register are those two k-groups of one row and plane, so sadalp
- * adds both into an int16 lane: widening and accumulating cost one instruction per 16 lookups. It has no weights; planes
- * therefore go one after the other, highest first, and the sums are doubled between them. (tbl with one register needs
+ * adds both into an int16 lane: widening and accumulating cost one instruction per 16 lookups. It has no weights, so
+ * planes go one after the other, highest first, and the sums are doubled between them. (tbl with one register needs
  * two smlal per 16 lookups instead; tbl with four reads the file's order but runs at a third of the rate.) */
 #ifndef TMAC_ARCH_NEON_H
 #define TMAC_ARCH_NEON_H
@@ -20,9 +20,9 @@ enum {
     INDEX_BYTES = 16 /* one register of indices */
 };
 
-/* int16 sums of 8 rows over a segment (at most 32 k-groups): lo of int8 tables or of the lo entries, hi of the hi entries
- * in units of EXACT_SPLIT. |entry| <= 127, |lo|, |hi| <= 16, so 127 * 7 * 32 = 28448 (3 planes) and 16 * 63 * 32 = 32256
- * (6 planes) stay below 2^15. */
+/* int16 sums of 8 rows over a segment (at most 32 k-groups): lo of int8 tables or of the lo entries, hi of the hi
+ * entries in units of EXACT_SPLIT. |entry| <= 127, |lo|, |hi| <= 16, so 127 * 7 * 32 = 28448 (3 planes) and
+ * 16 * 63 * 32 = 32256 (6 planes) stay below 2^15. */
 typedef struct {
     int16x8_t lo, hi;
 } octet_sum;
@@ -118,7 +118,8 @@ INLINE void segment_lookup(const uint8_t *at, const int8_t *tables, int64_t quad
     }
 }
 
-/* 4 scales (which = 0) or zero points (which = 1) from row r of the block on: group tail (float16), row tail (float32). */
+/* 4 scales (which = 0) or zero points (which = 1) from row r of the block on: float16 in group tails, float32 in row
+ * tails. */
 INLINE float32x4_t group_tail(const uint8_t *tail, int which, int r)
 {
     const uint16_t *at = (const uint16_t *)(tail + (which * TMAC_ROWS_PER_BLOCK + r) * 2);

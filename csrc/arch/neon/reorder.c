@@ -26,6 +26,7 @@ void tmac_reorder_neon(int32_t bits, const uint8_t *in, uint8_t *out)
             const int shared = plane == bits - 1 && bits % 2; /* the last plane of odd bits: one vector, both quads */
             const uint8_t *vector = in + (shared ? plane : plane / 2 * 2 + quad) * VECTOR_BYTES;
             const int high = shared ? quad : plane % 2;
-            for (int32_t o = 0; o < OCTETS; o++, out += INDEX_BYTES) reorder_octet(vector + o * 2 * INDEX_BYTES, high, out);
+            for (int32_t o = 0; o < OCTETS; o++, out += INDEX_BYTES)
+                reorder_octet(vector + o * 2 * INDEX_BYTES, high, out);
         }
 }
