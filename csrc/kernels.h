@@ -10,6 +10,8 @@
  *   group_size > 0:  y = fma(scale, fma((float)acc, h, c * S), y)             from y = 0, s = 0, 1, ..
  *   group_size = 0:  T = fma((float)acc, h, T) from T = 0 ; at the end y = scale * fma(c, totals[t], T)
  *   TMAC_TABLES_EXACT finally multiplies: y = y * token_scales[t].
+ * Ternary matrices (always exact): acc = sum of t * x (int32), y = (scale * (float)acc) * token_scales[t]. These are the
+ * bits of two planes with exact tables, whose T and totals are exact too (k <= 43690: T < 2^23 in halves).
  * int32 bounds: |entry| <= 127 in int8 tables, <= 508 = 4*127 exact; sum over 32 k-groups and planes <= 508*32*255 < 2^23,
  * so (float)acc is exact. */
 #ifndef TMAC_KERNELS_H
@@ -24,7 +26,7 @@ typedef struct {
     int32_t n;               /* tokens */
     int32_t segment_columns; /* columns per scale: 32, 64 or 128 */
     int32_t exact;           /* 0: TMAC_TABLES_INT8, 1: TMAC_TABLES_EXACT */
-    int8_t *tables;          /* [k_padded/16][n][1 + exact][64] */
+    int8_t *tables;          /* [k_padded/16][n][1 + exact][64]; ternary: [steps][n][6][2][128] */
     float *half_scales;      /* [n_segments][n] half the table scale; 0.5 where exact */
     float *sums;             /* [n_segments][n] sum of the segment's activations (exact: of the int8 ones) */
     float *totals;           /* [n] sum of `sums` over the segments, in order */
@@ -63,6 +65,19 @@ typedef struct {
      * partial T) of the segments before; segment_end = n_segments finishes rows as above. */
     void (*gemm)(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy);
+
+    /* Ternary matrices, five codes in a byte. All three are NULL where an instruction set multiplies them as two planes.
+     * Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
+    void (*ternary_build)(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
+                          const tmac_lut *lut);
+    /* One token, the slab of row blocks [block_begin, block_end). slab: its first byte. scales: of row 0. */
+    void (*ternary_gemv)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
+                         int32_t block_begin, int32_t block_end, float *y);
+    /* n tokens, one slab, steps [step_begin, step_end); step_begin is a multiple of TERNARY_PANEL_STEPS, step_end too or
+     * the last. y: float32 (n, ldy), as in gemm; partial sums are integers. */
+    void (*ternary_gemm)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
+                         int32_t block_begin, int32_t block_end, int32_t step_begin, int32_t step_end, float *y,
+                         int64_t ldy);
 } tmac_kernels;
 
 extern const tmac_kernels tmac_kernels_scalar;

@@ -22,7 +22,24 @@
  * k is padded to a multiple of 128, m to a multiple of 64; padding has code 0 and scale 0. An instruction set may
  * re-order bytes and nibbles within one step in memory (its `reorder` operation); nothing else moves.
  *
- * Tables (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of four
+ * TMAC_TERNARY: five weights t = code - 1 of a row in one byte, the same blocks of 64 rows:
+ *
+ *   block = step[0] .. step[S-1] | float32 scales[64]        S = ceil(k / 30)
+ *   step  (30 columns) = group[0] .. group[5], each 64 bytes: byte r belongs to row r, columns 5 g .. 5 g + 4
+ *   byte  bit 7: sign of v; bits 0..6: |v|, v = sum over j of 3^j * t[j], first column j = 0; padding is byte 0
+ *         |v| <= 121; a byte with |v| of 122 .. 127 stands for v = 0
+ *
+ * In memory row blocks are cut into slabs, one or more per thread, so that a thread reads one forward stream while the
+ * tables of a panel of columns stay in the L1 cache:
+ *
+ *   matrix = slab[0] .. slab[n-1] | float32 scales[n_blocks * 64]
+ *   slab   = panel[0] .. ;  panel (4 steps, the last fewer) = chunk[0] .. ;  chunk (4 row blocks, the last fewer)
+ *          = step, in it group, in it row block: 64 bytes
+ *
+ * Ternary tables: for step s and token t, [6 groups][lo, hi][128] int8: lo[v] + 32 * hi[v] = sum over j of t[j] * x[j],
+ * -16 <= lo <= 15, for v = 0 .. 121, then zeros. At [s][t] of [S][n][6][2][128].
+ *
+ * Tables of planes (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of four
  * 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
  *   TMAC_TABLES_INT8:  [k_padded/16][n][64]     int8, rounded to the segment's scale
  *   TMAC_TABLES_EXACT: [k_padded/16][n][2][64]  int8 pair lo, hi with sum = 32*hi + lo, -16 <= lo <= 15
@@ -37,7 +54,18 @@ enum {
     VECTOR_BYTES = TILE_BYTES * TILES_PER_BLOCK, /* one vector of a step, all four tiles */
     QUAD_COLUMNS = 16,
     TABLE_BYTES = 64, /* tables of one quad, one token */
-    EXACT_SPLIT = 32  /* sum = EXACT_SPLIT * hi + lo */
+    EXACT_SPLIT = 32, /* sum = EXACT_SPLIT * hi + lo */
+
+    TRITS = 5, /* ternary weights in a byte */
+    MAX_TRITS = 121,
+    TERNARY_GROUPS = 6, /* of a step: six entries of a byte table add up within int8 */
+    TERNARY_COLUMNS = TRITS * TERNARY_GROUPS,
+    TERNARY_STEP_BYTES = TERNARY_GROUPS * TMAC_ROWS_PER_BLOCK,
+    TERNARY_TABLE_BYTES = 128, /* lo or hi of one group */
+    TERNARY_STEP_TABLES = TERNARY_GROUPS * 2 * TERNARY_TABLE_BYTES,
+    TERNARY_PANEL_STEPS = 4,
+    TERNARY_CHUNK_BLOCKS = 4,
+    TERNARY_SLAB_BLOCKS = 40 /* at most */
 };
 
 static inline int32_t tmac_segment_columns(const tmac_shape *s) { return s->group_size ? s->group_size : 128; }
@@ -45,6 +73,7 @@ static inline int32_t tmac_padded_k(const tmac_shape *s) { return (s->k + 127) /
 static inline int32_t tmac_n_blocks(const tmac_shape *s) { return (s->m - 1) / 64 + 1; }
 static inline int32_t tmac_n_segments(const tmac_shape *s) { return tmac_padded_k(s) / tmac_segment_columns(s); }
 static inline int32_t tmac_steps_per_segment(const tmac_shape *s) { return tmac_segment_columns(s) / 32; }
+static inline int32_t tmac_ternary_steps(const tmac_shape *s) { return (s->k - 1) / TERNARY_COLUMNS + 1; }
 static inline int64_t tmac_segment_bytes(const tmac_shape *s)
 {
     int64_t tail = s->group_size ? 64 * 2 * (1 + s->has_zeros) : 0;
@@ -53,6 +82,18 @@ static inline int64_t tmac_segment_bytes(const tmac_shape *s)
 static inline int64_t tmac_block_bytes(const tmac_shape *s)
 {
     int64_t tail = s->group_size ? 0 : 64 * 4 * (1 + s->has_zeros);
+    if (s->encoding == TMAC_TERNARY) return tmac_ternary_steps(s) * (int64_t)TERNARY_STEP_BYTES + tail;
     return tmac_n_segments(s) * tmac_segment_bytes(s) + tail;
+}
+
+/* Where the 64 bytes of a group lie in memory: offset in a slab of `blocks` row blocks; `block` counts from its first. */
+static inline int64_t tmac_ternary_offset(int32_t blocks, int32_t steps, int32_t block, int32_t step, int32_t group)
+{
+    const int32_t panel = step / TERNARY_PANEL_STEPS * TERNARY_PANEL_STEPS;
+    const int32_t chunk = block / TERNARY_CHUNK_BLOCKS * TERNARY_CHUNK_BLOCKS;
+    const int32_t panel_steps = steps - panel < TERNARY_PANEL_STEPS ? steps - panel : TERNARY_PANEL_STEPS;
+    const int32_t chunk_blocks = blocks - chunk < TERNARY_CHUNK_BLOCKS ? blocks - chunk : TERNARY_CHUNK_BLOCKS;
+    const int64_t before = ((int64_t)panel * blocks + (int64_t)chunk * panel_steps) * TERNARY_GROUPS;
+    return (before + ((step - panel) * TERNARY_GROUPS + group) * chunk_blocks + block - chunk) * TMAC_ROWS_PER_BLOCK;
 }
 #endif

@@ -34,7 +34,7 @@ typedef struct {
     tmac_lut lut;
     float *floats;  /* (n, k) activations raised to float32, where they are float16 */
     int8_t *ints;   /* (n, k) activations quantised per token, where they are float and tables exact */
-    int32_t segment_begin, segment_end;
+    int32_t segment_begin, segment_end; /* of the running panel; ternary: steps */
     _Atomic int nonfinite;
 } product;
 
@@ -96,6 +96,47 @@ static void multiply_many(void *context, int32_t begin, int32_t end, int thread)
                              p->segment_end, p->y, p->ldy);
 }
 
+static void build_ternary(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    product *p = context;
+    for (int32_t t = 0; t < p->lut.n; t++)
+        p->matrix->kernels->ternary_build(int_row(p, t), p->matrix->shape.k, t, begin, end, &p->lut);
+}
+
+static void multiply_slabs(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)thread;
+    product *p = context;
+    const tmac_shape *shape = &p->matrix->shape;
+    const int64_t codes_bytes = (int64_t)tmac_ternary_steps(shape) * TERNARY_STEP_BYTES;
+    const uint8_t *memory = p->matrix->memory.data;
+    const float *scales = (const void *)(memory + tmac_n_blocks(shape) * codes_bytes);
+    for (int32_t i = begin; i < end; i++) {
+        const int32_t first = tmac_slab_block(p->matrix, i), last = tmac_slab_block(p->matrix, i + 1);
+        const uint8_t *slab = memory + first * codes_bytes;
+        if (p->lut.n == 1) p->matrix->kernels->ternary_gemv(shape, slab, scales, &p->lut, first, last, p->y);
+        else
+            p->matrix->kernels->ternary_gemm(shape, slab, scales, &p->lut, first, last, p->segment_begin,
+                                             p->segment_end, p->y, p->ldy);
+    }
+}
+
+/* `multiply` of a ternary matrix. */
+static void multiply_ternary(product *p)
+{
+    const int32_t n = p->lut.n, steps = tmac_ternary_steps(&p->matrix->shape);
+    const int32_t build_grain = BUILD_COLUMNS / TERNARY_COLUMNS / n;
+    tmac_parallel_for(steps, build_grain > 1 ? build_grain : 1, build_ternary, p);
+    const int32_t wanted = PANEL_BYTES / TERNARY_STEP_TABLES / n / TERNARY_PANEL_STEPS * TERNARY_PANEL_STEPS;
+    const int32_t panel = n == 1 ? steps : wanted < TERNARY_PANEL_STEPS ? TERNARY_PANEL_STEPS : wanted;
+    for (int32_t begin = 0; begin < steps; begin += panel) {
+        p->segment_begin = begin;
+        p->segment_end = steps - begin < panel ? steps : begin + panel;
+        tmac_parallel_for(p->matrix->n_slabs, 1, multiply_slabs, p);
+    }
+}
+
 static void sum_totals(const tmac_lut *lut, int32_t n_segments)
 {
     for (int32_t t = 0; t < lut->n; t++) lut->totals[t] = 0;
@@ -119,6 +160,10 @@ static void multiply(product *p)
     const int32_t n = p->lut.n, n_segments = tmac_n_segments(shape), n_blocks = tmac_n_blocks(shape);
     const int32_t build_grain = BUILD_COLUMNS / p->lut.segment_columns / n;
     tmac_parallel_for(n, 1, convert_tokens, p);
+    if (p->matrix->n_slabs) {
+        if (!p->nonfinite) multiply_ternary(p);
+        return;
+    }
     tmac_parallel_for(n_segments, build_grain > 1 ? build_grain : 1, build_tables, p);
     if (p->nonfinite) return;
     if (shape->group_size == 0) sum_totals(&p->lut, n_segments);
@@ -148,12 +193,14 @@ static size_t lay_out(product *p, char *base, int32_t n, int exact)
 {
     const tmac_shape *shape = &p->matrix->shape;
     const size_t tokens = (size_t)n, k = (size_t)shape->k, n_segments = (size_t)tmac_n_segments(shape);
-    const size_t n_quads = (size_t)tmac_padded_k(shape) / QUAD_COLUMNS;
+    const size_t token_tables = shape->encoding == TMAC_TERNARY
+                                    ? (size_t)tmac_ternary_steps(shape) * TERNARY_STEP_TABLES
+                                    : (size_t)(tmac_padded_k(shape) / QUAD_COLUMNS * (1 + exact) * TABLE_BYTES);
     size_t used = 0;
     p->lut.n = n;
     p->lut.segment_columns = tmac_segment_columns(shape);
     p->lut.exact = exact;
-    p->lut.tables = take(base, &used, n_quads * tokens * (size_t)(1 + exact) * TABLE_BYTES);
+    p->lut.tables = take(base, &used, tokens * token_tables);
     p->lut.half_scales = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.sums = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.totals = take(base, &used, tokens * sizeof(float));
@@ -207,9 +254,9 @@ int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx,
                 int tables, float *y, int64_t ldy)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    const int exact = tables == TMAC_TABLES_EXACT;
+    const int exact = tables == TMAC_TABLES_EXACT || (matrix && matrix->exact);
     if (!matrix || !x || !y || n < 1 || ldx < matrix->shape.k || ldy < matrix->shape.m) return TMAC_ERR_ARGUMENT;
-    if (tables != TMAC_TABLES_INT8 && !exact) return TMAC_ERR_ARGUMENT;
+    if (tables != TMAC_TABLES_INT8 && tables != TMAC_TABLES_EXACT) return TMAC_ERR_ARGUMENT;
     if (type != TMAC_F32 && type != TMAC_F16 && type != TMAC_I8) return TMAC_ERR_ARGUMENT;
     if (type == TMAC_I8 ? !exact : x_scales != NULL) return TMAC_ERR_ARGUMENT;
     pthread_once(&once, watch_forks);

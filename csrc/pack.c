@@ -12,7 +12,8 @@ enum { ROWS = TMAC_ROWS_PER_BLOCK, STEP_COLUMNS = TMAC_COLUMNS_PER_STEP };
 typedef struct {
     const tmac_shape *shape;
     int64_t block_bytes, segment_bytes, step_bytes, steps_bytes; /* steps_bytes: all steps of a segment */
-    int32_t segment_columns, n_segments, n_groups; /* n_groups: scales per row in the caller's arrays */
+    int32_t segment_columns, n_groups; /* n_groups: scales per row in the caller's arrays */
+    int32_t step_columns;
 } layout;
 
 static layout layout_of(const tmac_shape *s)
@@ -21,14 +22,15 @@ static layout layout_of(const tmac_shape *s)
     l.step_bytes = (int64_t)s->bits * VECTOR_BYTES;
     l.steps_bytes = l.step_bytes * tmac_steps_per_segment(s);
     l.segment_columns = tmac_segment_columns(s);
-    l.n_segments = tmac_n_segments(s);
+    l.step_columns = s->encoding == TMAC_TERNARY ? TERNARY_COLUMNS : STEP_COLUMNS;
     l.n_groups = s->group_size ? (s->k + s->group_size - 1) / s->group_size : 1;
     return l;
 }
 
-/* Offset of the step that holds column c (a multiple of 32) in a block, at row r's first byte of vector 0. */
+/* Offset of the step that starts at column c in a block, at row r's first byte of vector 0. */
 static int64_t step_offset(const layout *l, int32_t r, int32_t c)
 {
+    if (l->shape->encoding == TMAC_TERNARY) return c / TERNARY_COLUMNS * TERNARY_STEP_BYTES + r;
     const int32_t segment = c / l->segment_columns, step = c % l->segment_columns / STEP_COLUMNS;
     return segment * l->segment_bytes + step * l->step_bytes + r / TMAC_ROWS_PER_TILE * TILE_BYTES +
            r % TMAC_ROWS_PER_TILE * 4;
@@ -52,8 +54,26 @@ static uint64_t load_8(const uint8_t *bytes)
     return v;
 }
 
-/* The 32 codes of one row and step; `tile` points at the row's first byte of vector 0 and is zero-filled. */
-static void pack_step(int32_t bits, const uint8_t *codes, uint8_t *tile)
+/* Thirty codes of one row, five to a byte: sign and magnitude of the sum of 3^j * (code - 1). */
+static void pack_trits(const uint8_t *codes, uint8_t *tile)
+{
+    for (int32_t g = 0; g < TERNARY_GROUPS; g++, codes += TRITS) {
+        const int32_t v = codes[0] + 3 * (codes[1] + 3 * (codes[2] + 3 * (codes[3] + 3 * codes[4]))) - MAX_TRITS;
+        tile[g * ROWS] = (uint8_t)(v < 0 ? 0x80 | -v : v);
+    }
+}
+
+static void unpack_trits(const uint8_t *tile, uint8_t *codes)
+{
+    for (int32_t g = 0; g < TERNARY_GROUPS; g++) {
+        const int32_t byte = tile[g * ROWS], magnitude = (byte & 0x7f) > MAX_TRITS ? 0 : byte & 0x7f;
+        uint32_t rest = (uint32_t)(MAX_TRITS + (byte & 0x80 ? -magnitude : magnitude)); /* base 3: its digits are the codes */
+        for (int32_t j = 0; j < TRITS; j++, rest /= 3) *codes++ = (uint8_t)(rest % 3);
+    }
+}
+
+/* The codes of one row and step; `tile` points at the row's first byte of vector 0 and is zero-filled. */
+static void pack_planes(int32_t bits, const uint8_t *codes, uint8_t *tile)
 {
     for (int32_t q = 0; q < 2; q++)
         for (int32_t half = 0; half < 2; half++) { /* 8 columns: k-groups 2*half and 2*half + 1 */
@@ -68,7 +88,7 @@ static void pack_step(int32_t bits, const uint8_t *codes, uint8_t *tile)
         }
 }
 
-static void unpack_step(int32_t bits, const uint8_t *tile, uint8_t *codes)
+static void unpack_planes(int32_t bits, const uint8_t *tile, uint8_t *codes)
 {
     memset(codes, 0, STEP_COLUMNS);
     for (int32_t p = 0; p < bits; p++)
@@ -79,6 +99,18 @@ static void unpack_step(int32_t bits, const uint8_t *tile, uint8_t *codes)
                 for (int32_t j = 0; j < 4; j++)
                     codes[q * QUAD_COLUMNS + g * 4 + j] |= (uint8_t)((in[g] >> (shift + j) & 1) << p);
         }
+}
+
+static void pack_step(const tmac_shape *shape, const uint8_t *codes, uint8_t *tile)
+{
+    if (shape->encoding == TMAC_TERNARY) pack_trits(codes, tile);
+    else pack_planes(shape->bits, codes, tile);
+}
+
+static void unpack_step(const tmac_shape *shape, const uint8_t *tile, uint8_t *codes)
+{
+    if (shape->encoding == TMAC_TERNARY) unpack_trits(tile, codes);
+    else unpack_planes(shape->bits, tile, codes);
 }
 
 typedef struct {
@@ -93,7 +125,7 @@ typedef struct {
 /* Address of the scale (which = 0) or zero point (1) of row r of a block, group g. */
 static int64_t tail_offset(const layout *l, int32_t r, int32_t g, int which)
 {
-    if (l->shape->group_size == 0) return l->n_segments * l->segment_bytes + (which * ROWS + r) * 4;
+    if (l->shape->group_size == 0) return l->block_bytes - (1 + l->shape->has_zeros - which) * ROWS * 4 + r * 4;
     return g * l->segment_bytes + l->steps_bytes + (which * ROWS + r) * 2;
 }
 
@@ -123,11 +155,14 @@ static float tail_value(const layout *l, const uint8_t *block, int32_t r, int32_
     return memcpy(&half, in, 2), tmac_float_of_half(half);
 }
 
-static int codes_fit(const uint8_t *codes, int32_t n, int32_t bits)
+static int codes_fit(const tmac_shape *shape, const uint8_t *codes)
 {
-    uint8_t any = 0;
-    for (int32_t c = 0; c < n; c++) any |= codes[c];
-    return any >> bits == 0;
+    uint8_t any = 0, both = 0; /* both: a ternary code 3 has both bits */
+    for (int32_t c = 0; c < shape->k; c++) {
+        any |= codes[c];
+        both |= codes[c] & codes[c] >> 1;
+    }
+    return any >> shape->bits == 0 && (shape->encoding != TMAC_TERNARY || both == 0);
 }
 
 static void pack_row(pack_job *job, int32_t row, uint8_t *block)
@@ -135,12 +170,16 @@ static void pack_row(pack_job *job, int32_t row, uint8_t *block)
     const layout *l = &job->layout;
     const tmac_shape *shape = l->shape;
     const uint8_t *codes = job->codes + (int64_t)row * shape->k;
-    if (!codes_fit(codes, shape->k, shape->bits)) job->status = TMAC_ERR_CODE;
-    for (int32_t c = 0; c < shape->k; c += STEP_COLUMNS) {
+    if (!codes_fit(shape, codes)) {
+        job->status = TMAC_ERR_CODE;
+        return;
+    }
+    for (int32_t c = 0; c < shape->k; c += l->step_columns) {
         const int32_t n = shape->k - c;
-        uint8_t tail[STEP_COLUMNS] = {0};
-        if (n < STEP_COLUMNS) memcpy(tail, codes + c, (size_t)n);
-        pack_step(shape->bits, n < STEP_COLUMNS ? tail : codes + c, block + step_offset(l, row % ROWS, c));
+        uint8_t tail[STEP_COLUMNS];
+        memset(tail, shape->encoding == TMAC_TERNARY, sizeof tail);
+        if (n < l->step_columns) memcpy(tail, codes + c, (size_t)n);
+        pack_step(shape, n < l->step_columns ? tail : codes + c, block + step_offset(l, row % ROWS, c));
     }
     pack_tail(l, job->scales, row, 0, block);
     if (shape->has_zeros) pack_tail(l, job->zeros, row, 1, block);
@@ -187,10 +226,10 @@ static void unpack_rows(void *context, int32_t begin, int32_t end, int thread)
     const int32_t k = l->shape->k;
     for (int32_t row = begin; row < end; row++) {
         const uint8_t *block = job->tiles + row / ROWS * l->block_bytes;
-        for (int32_t c = 0; c < k; c += STEP_COLUMNS) {
+        for (int32_t c = 0; c < k; c += l->step_columns) {
             uint8_t codes[STEP_COLUMNS];
-            unpack_step(l->shape->bits, block + step_offset(l, row % ROWS, c), codes);
-            memcpy(job->codes + (int64_t)row * k + c, codes, (size_t)(k - c < STEP_COLUMNS ? k - c : STEP_COLUMNS));
+            unpack_step(l->shape, block + step_offset(l, row % ROWS, c), codes);
+            memcpy(job->codes + (int64_t)row * k + c, codes, (size_t)(k - c < l->step_columns ? k - c : l->step_columns));
         }
         unpack_tail(l, block, row, 0, job->scales);
         if (l->shape->has_zeros) unpack_tail(l, block, row, 1, job->zeros);
@@ -216,13 +255,13 @@ static void dequantize_rows(void *context, int32_t begin, int32_t end, int threa
         const int32_t row = job->rows[i], r = row % ROWS;
         const uint8_t *block = job->tiles + row / ROWS * l->block_bytes;
         float *out = job->weights + (int64_t)i * k;
-        for (int32_t c = 0; c < k; c += STEP_COLUMNS) {
+        for (int32_t c = 0; c < k; c += l->step_columns) {
             const int32_t g = l->shape->group_size ? c / l->shape->group_size : 0;
             const float scale = tail_value(l, block, r, g, 0);
             const float zero = l->shape->has_zeros ? tail_value(l, block, r, g, 1) : l->shape->zero;
             uint8_t codes[STEP_COLUMNS];
-            unpack_step(l->shape->bits, block + step_offset(l, r, c), codes);
-            for (int32_t j = 0; j < STEP_COLUMNS && c + j < k; j++) out[c + j] = ((float)codes[j] - zero) * scale;
+            unpack_step(l->shape, block + step_offset(l, r, c), codes);
+            for (int32_t j = 0; j < l->step_columns && c + j < k; j++) out[c + j] = ((float)codes[j] - zero) * scale;
         }
     }
 }

@@ -20,7 +20,7 @@ enum tmac_status {
     TMAC_ERR_MEMORY = -2,    /* allocation failed */
     TMAC_ERR_ISA = -3,       /* unknown or unsupported instruction set */
     TMAC_ERR_NONFINITE = -4, /* NaN or infinity among activations or weights */
-    TMAC_ERR_CODE = -5,      /* a stored code outside 0 .. 2^bits - 1 */
+    TMAC_ERR_CODE = -5,      /* a stored code outside 0 .. 2^bits - 1, or 0 .. 2 where ternary */
     TMAC_ERR_THREADS = -6,   /* threads could not be started */
     TMAC_ERR_RANGE = -7      /* a scale would exceed float16 */
 };
@@ -33,9 +33,15 @@ enum tmac_type { TMAC_F32 = 0, TMAC_F16 = 1, TMAC_BF16 = 2, TMAC_I8 = 3 };
  *                    entries are exact, split over two byte tables. */
 enum tmac_tables { TMAC_TABLES_INT8 = 0, TMAC_TABLES_EXACT = 1 };
 
+/* How codes become bytes; drawn in layout.h.
+ * TMAC_PLANES   one bit plane per bit of a code.
+ * TMAC_TERNARY  codes 0, 1, 2, five in a byte; bits 2, group_size 0, no zeros, zero 1. Products are always exact: tables
+ *               are TMAC_TABLES_EXACT, whatever was asked for. */
+enum tmac_encoding { TMAC_PLANES = 0, TMAC_TERNARY = 1 };
+
 /* Geometry of the packed layout; drawn in layout.h. */
 enum tmac_geometry {
-    TMAC_LAYOUT_VERSION = 1,
+    TMAC_LAYOUT_VERSION = 2, /* 1: without TMAC_TERNARY, the same otherwise */
     TMAC_ROWS_PER_BLOCK = 64,
     TMAC_ROWS_PER_TILE = 16,
     TMAC_COLUMNS_PER_STEP = 32,
@@ -51,6 +57,7 @@ typedef struct {
     int32_t group_size; /* 32, 64 or 128 columns share a float16 scale; 0: one float32 scale per row */
     int32_t has_zeros;  /* 1: a zero point stored beside each scale; 0: `zero` holds for all */
     float zero;         /* the common zero point where has_zeros is 0, in code units */
+    int32_t encoding;   /* enum tmac_encoding */
 } tmac_shape;
 
 /* A matrix in memory, in the order that the running instruction set reads. */
@@ -78,7 +85,8 @@ TMAC_API const char *tmac_status_text(int status);
 /* Bytes of the packed matrix, or a negative status for an impossible shape. */
 TMAC_API int64_t tmac_packed_size(const tmac_shape *shape);
 /* codes: uint8 (m, k). scales, zeros: float16 bits (m, ceil(k / group_size)) where group_size > 0, else float32 (m).
- * zeros may be NULL where has_zeros is 0. tiles: tmac_packed_size bytes. Padding rows and columns get code 0, scale 0.
+ * zeros may be NULL where has_zeros is 0. tiles: tmac_packed_size bytes. Padding rows and columns get code 0 (ternary:
+ * code 1, the weight 0), scale 0.
  * Rows [row_begin, row_end) only; row_begin is a multiple of TMAC_ROWS_PER_BLOCK, row_end too or m; codes, scales and
  * zeros start at row_begin, tiles at the block of row_begin. */
 TMAC_API int tmac_pack(const tmac_shape *shape, int32_t row_begin, int32_t row_end, const uint8_t *codes,
@@ -102,7 +110,9 @@ TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *
 
 /* ---- run time -------------------------------------------------------------------------------------------- */
 
-/* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. */
+/* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. A ternary
+ * matrix is cut for the number of threads that run now, and becomes two planes where the instruction set has no kernel for
+ * five codes in a byte. */
 TMAC_API int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out);
 TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
 /* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */

@@ -12,4 +12,8 @@ const tmac_kernels tmac_kernels_avx2 = {
     .reorder = tmac_reorder_avx2,
     .gemv = tmac_lut_gemv_avx2,
     .gemm = tmac_lut_gemm_avx2,
+    /* Ternary matrices become two planes when they are loaded: the exact kernels above, the same integers. */
+    .ternary_build = NULL,
+    .ternary_gemv = NULL,
+    .ternary_gemm = NULL,
 };

@@ -12,4 +12,7 @@ const tmac_kernels tmac_kernels_avx512 = {
     .reorder = NULL,
     .gemv = tmac_lut_gemv_avx512,
     .gemm = tmac_lut_gemm_avx512,
+    .ternary_build = tmac_ternary_build_avx512,
+    .ternary_gemv = tmac_ternary_gemv_avx512,
+    .ternary_gemm = tmac_ternary_gemm_avx512,
 };

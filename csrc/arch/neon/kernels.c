@@ -12,4 +12,8 @@ const tmac_kernels tmac_kernels_neon = {
     .reorder = tmac_reorder_neon,
     .gemv = tmac_lut_gemv_neon,
     .gemm = tmac_lut_gemm_neon,
+    /* Ternary matrices become two planes when they are loaded: the exact kernels above, the same integers. */
+    .ternary_build = NULL,
+    .ternary_gemv = NULL,
+    .ternary_gemm = NULL,
 };

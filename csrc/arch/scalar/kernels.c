@@ -11,4 +11,7 @@ const tmac_kernels tmac_kernels_scalar = {
     .reorder = NULL,
     .gemv = tmac_lut_gemv_scalar,
     .gemm = tmac_lut_gemm_scalar,
+    .ternary_build = tmac_ternary_build_scalar,
+    .ternary_gemv = tmac_ternary_gemv_scalar,
+    .ternary_gemm = tmac_ternary_gemm_scalar,
 };
