@@ -54,7 +54,8 @@ def pack_rows(
         shape.c, row_begin, end, pointer(codes), pointer(scales), pointer(zeros), pointer(out)
     )
     if status == lib.TMAC_ERR_CODE:
-        raise KernelError(f"pack: found code {codes.max()}, expected codes below 2^{shape.bits}")
+        expected = "codes 0, 1, 2" if shape.encoding == "ternary" else f"codes below 2^{shape.bits}"
+        raise KernelError(f"pack: found code {codes.max()}, expected {expected}")
     check(status, "pack")
 
 

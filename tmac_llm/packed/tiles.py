@@ -8,6 +8,10 @@ A matrix of 4 rows and 8 columns, 2 bits, one scale per row, row 1 = codes 3 2 1
     bit 0 of its columns 0..3 is 1 0 1 0 -> nibble 0b0101 (first column in the least significant bit)
     bit 1 of its columns 0..3 is 1 1 0 0 -> nibble 0b0011, put in the high half: byte 0x35
     columns 4..7 give the same byte: tile 0, row 1, k-groups 0 and 1 = bytes 4 and 5 of vector 0 are 0x35
+
+Encoding "ternary" stores five codes of a row in one byte, sign and magnitude of v = sum of 3^j * (code - 1):
+
+    codes 2 0 1 1 1 -> v = 1 - 3 = -2 -> 0x82
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ import numpy.typing as npt
 
 from tmac_llm.kernels import MatrixShape
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+# A matrix of version 1 has the same bytes; version 2 adds the ternary encoding.
+READABLE_VERSIONS = (1, 2)
 ROWS_PER_BLOCK = 64
 ROWS_PER_TILE = 16
 COLUMNS_PER_STEP = 32
@@ -30,6 +36,9 @@ GROUP_SIZES = (0, 32, 64, 128)
 
 QUAD_COLUMNS = 16
 TILES_PER_BLOCK = ROWS_PER_BLOCK // ROWS_PER_TILE
+CODES_PER_BYTE = 5
+MAX_MAGNITUDE = 121
+BYTES_PER_TERNARY_STEP = 6  # per row: 30 columns
 VECTOR_BYTES = TILES_PER_BLOCK * ROWS_PER_TILE * QUAD_COLUMNS // 4
 
 # What config.json says about the bytes; a reader refuses any other.
@@ -72,7 +81,15 @@ def block_bytes(shape: MatrixShape) -> int:
     """Bytes of one block of 64 rows: a multiple of 128."""
     tails = padded_k(shape) // shape.group_size if shape.group_size else 1
     tail = ROWS_PER_BLOCK * scale_dtype(shape).itemsize * (2 if shape.has_zeros else 1)
+    if shape.encoding == "ternary":
+        return ternary_row_bytes(shape) * ROWS_PER_BLOCK + tail
     return padded_k(shape) // COLUMNS_PER_STEP * shape.bits * VECTOR_BYTES + tails * tail
+
+
+def ternary_row_bytes(shape: MatrixShape) -> int:
+    """Bytes of the codes of one row, where five share a byte: whole steps of 30 columns."""
+    columns = CODES_PER_BYTE * BYTES_PER_TERNARY_STEP
+    return -(-shape.k // columns) * BYTES_PER_TERNARY_STEP
 
 
 def packed_size(shape: MatrixShape) -> int:
@@ -86,6 +103,8 @@ def pack(shape: MatrixShape, codes: Bytes, scales: npt.NDArray[Any], zeros: npt.
     codes: uint8 (m, k), each below 2^bits. scales, zeros: float16 (m, n_groups), or float32 (m,) per row.
     Returns uint8 (packed_size,).
     """
+    if shape.encoding == "ternary":
+        return _pack_ternary(shape, codes, scales)
     blocks, segments, vectors, tail = _split(shape, np.zeros(packed_size(shape), np.uint8))
     rows, columns = blocks.shape[0] * ROWS_PER_BLOCK, padded_k(shape)
     padded = np.zeros((rows, columns), np.uint8)
@@ -108,6 +127,8 @@ def pack(shape: MatrixShape, codes: Bytes, scales: npt.NDArray[Any], zeros: npt.
 
 def unpack(shape: MatrixShape, tiles: Bytes) -> tuple[Bytes, npt.NDArray[Any], npt.NDArray[Any] | None]:
     """The inverse of `pack`: (codes, scales, zeros or None)."""
+    if shape.encoding == "ternary":
+        return _unpack_ternary(shape, tiles)
     blocks, _, vectors, tail = _split(shape, tiles)
     planes = np.zeros((shape.bits, 2, *vectors.shape[:3], *vectors.shape[4:]), np.uint8)
     for v, halves in enumerate(_halves(shape.bits)):
@@ -130,7 +151,41 @@ def unpack(shape: MatrixShape, tiles: Bytes) -> tuple[Bytes, npt.NDArray[Any], n
 
 def tails(shape: MatrixShape, tiles: Bytes) -> npt.NDArray[Any]:
     """A view of all scales and zeros with their padding: (n_blocks, groups or 1, 1 or 2, 64), scale_dtype."""
+    if shape.encoding == "ternary":
+        return _split_ternary(shape, tiles)[1]
     return _split(shape, tiles)[3]
+
+
+def _split_ternary(shape: MatrixShape, tiles: Bytes) -> tuple[Bytes, npt.NDArray[Any]]:
+    """Views: codes (n_blocks, bytes of a row, 64) and scales (n_blocks, 1, 1, 64), float32."""
+    blocks = tiles.reshape(n_blocks(shape), block_bytes(shape))
+    end = ternary_row_bytes(shape) * ROWS_PER_BLOCK
+    codes = blocks[:, :end].reshape(len(blocks), -1, ROWS_PER_BLOCK)
+    return codes, blocks[:, None, None, end:].view(scale_dtype(shape))
+
+
+def _pack_ternary(shape: MatrixShape, codes: Bytes, scales: npt.NDArray[Any]) -> Bytes:
+    tiles = np.zeros(packed_size(shape), np.uint8)
+    out, tail = _split_ternary(shape, tiles)
+    trits = np.zeros((n_blocks(shape) * ROWS_PER_BLOCK, out.shape[1] * CODES_PER_BYTE), np.int16)
+    trits[: shape.m, : shape.k] = codes.astype(np.int16) - 1
+    values = trits.reshape(-1, ROWS_PER_BLOCK, out.shape[1], CODES_PER_BYTE) @ 3 ** np.arange(5, dtype=np.int16)
+    out[:] = np.where(values < 0, 128 - values, values).astype(np.uint8).transpose(0, 2, 1)
+    rows = np.zeros(len(trits), np.float32)
+    rows[: shape.m] = scales
+    tail[:, 0, 0] = rows.reshape(-1, ROWS_PER_BLOCK)
+    return tiles
+
+
+def _unpack_ternary(shape: MatrixShape, tiles: Bytes) -> tuple[Bytes, npt.NDArray[Any], None]:
+    """A byte whose magnitude is above 121 stands for five zeros."""
+    stored, tail = _split_ternary(shape, tiles)
+    values = (stored & 0x7F).astype(np.int16)
+    values[values > MAX_MAGNITUDE] = 0
+    values = np.where(stored & 0x80, -values, values).transpose(0, 2, 1) + MAX_MAGNITUDE
+    digits = values[..., None] // 3 ** np.arange(CODES_PER_BYTE) % 3
+    codes = digits.astype(np.uint8).reshape(tail.shape[0] * ROWS_PER_BLOCK, -1)
+    return codes[: shape.m, : shape.k].copy(), tail.reshape(-1)[: shape.m].copy(), None
 
 
 def _halves(bits: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
