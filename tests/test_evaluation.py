@@ -86,6 +86,14 @@ def test_the_second_half_of_each_window_is_scored(rng, context):
     assert model.largest <= PREFILL_CHUNK  # the memory bound
 
 
+def test_windows():
+    ids = np.arange(29)
+    expected = [[99, *range(1, 9)], [99, *range(10, 18)], [99, *range(19, 27)]]
+    assert windows(ids, 9, bos=99).tolist() == expected
+    assert windows(ids, 9).tolist() == np.arange(27).reshape(3, 9).tolist()
+    assert ids.tolist() == list(range(29))  # not written to
+
+
 def test_known_probabilities():
     """A model that gives the true token a quarter: perplexity 4, and no error."""
     context, step = 16, 3
