@@ -170,17 +170,22 @@ def test_extreme_logits_keep_their_accuracy(rng):
     assert found.perplexity.value == pytest.approx(math.exp(80), rel=1e-9)
 
 
-def test_portions_and_threads_do_not_change_a_result(rng, monkeypatch, threads):
+def test_portions_threads_and_batches_do_not_change_a_result(rng, monkeypatch, threads):
     context = 2 * PREFILL_CHUNK + 4
     ids = windows(rng.integers(0, VOCAB, 2 * context), context)
     base = table(rng, context)
     other = base + 0.1 * table(rng, context)
     found = []
-    for portion, n_threads in ((1 << 20, 1), (1, 1), (5 * VOCAB + 3, 2)):
+    for portion, n_threads, batch in ((1 << 20, 1, 128), (1, 1, 128), (5 * VOCAB + 3, 2, 128), (1, 2, 1)):
         monkeypatch.setattr(evaluation, "_PORTION", portion)
         kernels.set_threads(n_threads)
-        found.append(evaluate(TableModel(base), ids, TableModel(other)))
+        model = TableModel(base)
+        found.append(evaluate(model, ids, TableModel(other), batch=batch))
+        assert model.largest == batch
     assert found[0] == found[1] == found[2]
+    # In batches of one, sums over a row are added in the order that numpy has for one row.
+    assert found[3].perplexity.value == pytest.approx(found[0].perplexity.value, rel=1e-13)
+    assert found[3].comparison.kl.value == pytest.approx(found[0].comparison.kl.value, rel=1e-10)
 
 
 def test_mistakes(rng):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tmac_llm.convert import convert
+from tmac_llm.generation import PREFILL_CHUNK
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-bitnet"
@@ -127,6 +128,7 @@ def test_the_price_falls_with_the_bits(run, golden_dir: Path, tmp_path: Path, te
     assert 0 < 3 * found["8"] < found["4"] < found["2"] / 3
 
 
+DECODING = "decoding leaves out half of the columns"
 # Name: (file of csrc/arch/scalar, what is there, what the compiler sees instead).
 MUTANTS = {
     "a sum of tables became a difference": (
@@ -137,7 +139,9 @@ MUTANTS = {
     "one bit of an index is masked away": ("scalar.h", "vector[i] >> shift & 15", "vector[i] >> shift & 7"),
     "a sign in the int8 tables": ("lut_build.c", "v & 8 ? group[3]", "v & 4 ? group[3]"),
     "the constant of a row is left out": ("scalar.h", "row_constant(shape, tail, r) * sum)", "sum)"),
+    DECODING: ("lut_gemv.c", "tmac_n_segments(shape), y", "tmac_n_segments(shape) / 2, y"),
 }
+
 RUN_WITH = """
 import importlib.util, sys
 import tmac_llm
@@ -186,7 +190,8 @@ def build(tmp_path_factory: pytest.TempPathFactory):
 
 def test_a_kernel_with_one_wrong_instruction_is_caught(build, packed, reference, text, home) -> None:
     def compare(mutant: str | None) -> dict:
-        arguments = ("eval", packed, "--text", text, "--reference", reference, *SMALL, "--json")
+        batch = ("--batch", "1") if mutant == DECODING else ()
+        arguments = ("eval", packed, "--text", text, "--reference", reference, *SMALL, *batch, "--json")
         done = subprocess.run(
             [sys.executable, "-c", RUN_WITH, str(build(mutant)), *map(str, arguments)],
             capture_output=True,
@@ -208,5 +213,6 @@ def test_help_states_the_protocol(run) -> None:
     shown = " ".join(run("eval", "--help").stdout.split())
     for said in ("llama.cpp", "second half", "bos", "empty cache", "TMAC_REFERENCE", "--chunks"):
         assert said in shown
+    assert f"[default: {PREFILL_CHUNK}; x>=1]" in shown
     assert "--check" in run("convert", "--help").stdout
     assert "  eval " in run("--help").stdout
