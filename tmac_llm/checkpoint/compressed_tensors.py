@@ -94,7 +94,7 @@ class CompressedTensors(CodedEncoding):
         scale = f"{name}.weight_scale"
         per_tensor = scheme.per_tensor and scale in files and files.info(scale).shape in ((), (1,))
         check_float(files, scale, files.info(scale).shape if per_tensor else (n, n_groups))
-        self._layouts[name] = _Layout(scheme, order, self._zero_order(name, scheme, (n, n_groups)))
+        self._layouts[name] = _Layout(scheme, order, self._zero_order(name, scheme, (n, n_groups), order))
         if f"{name}.weight_g_idx" in files:
             check_shape(files, f"{name}.weight_g_idx", (k,))
             check_dtype(files, f"{name}.weight_g_idx", ("I32",))
@@ -139,16 +139,17 @@ class CompressedTensors(CodedEncoding):
                 " config.json; one of the two files belongs to another model"
             )
 
-    def _zero_order(self, name: str, scheme: Scheme, shape: tuple[int, int]) -> str:
+    def _zero_order(self, name: str, scheme: Scheme, shape: tuple[int, int], order: str) -> str:
+        """How zero points are packed: as the weights (`order`) where the shape allows it."""
         tensor = f"{name}.weight_zero_point"
         if tensor not in self._files:
             return ""
         info, (n, n_groups) = self._files.info(tensor), shape
         if info.dtype == "I8" and info.shape in (shape, (1,) if scheme.per_tensor else shape):
             return "plain"
-        for order in _ORDERS:
-            if info.dtype == "I32" and info.shape == (n_words(n, scheme.bits, order), n_groups):
-                return order
+        for other in (order, *_ORDERS):
+            if info.dtype == "I32" and info.shape == (n_words(n, scheme.bits, other), n_groups):
+                return other
         raise CheckpointError(
             f"{self._files.file_name(tensor)}: tensor {tensor} is {info.dtype} {list(info.shape)}, expected I32"
             f" {[n_words(n, scheme.bits, 'stream'), n_groups]} or I8 {list(shape)}; download it again"

@@ -80,19 +80,20 @@ def _stream(words: Words, bits: int, n_codes: int) -> Codes:
 
 
 def _spread(x: NDArray[np.uint64], bits: int) -> None:
-    """In place: eight codes side by side become eight bytes, by halves.
+    """In place: eight codes side by side become eight bytes, by halves. Drawn for 4 bits, lowest at the right:
 
-    63                                             0
-    ................................h g f e d c b a     8 codes of `bits`
-    ................h g f e ................d c b a     4 in each 32 bits
-    ........h g ....f e ........    d c ....b a         2 in each 16
+    ........hgfedcba    the upper four codes move up to bit 32
+    ....hgfe....dcba    the upper two of each four to the 16th bit above
+    ..hg..fe..dc..ba    the upper one of each two to the 8th
+    .h.g.f.e.d.c.b.a
     """
-    shifted = np.empty_like(x)
+    upper = np.empty_like(x)
     for lane, width in ((32, 4 * bits), (16, 2 * bits), (8, bits)):
-        mask = sum(((1 << width) - 1) << low for low in range(0, 64, lane))
-        np.left_shift(x, np.uint64(lane - width), out=shifted)
-        np.bitwise_or(x, shifted, out=x)
-        np.bitwise_and(x, np.uint64(mask), out=x)
+        low = sum(((1 << width) - 1) << i for i in range(0, 64, 2 * lane))
+        np.left_shift(x, np.uint64(lane - width), out=upper)
+        np.bitwise_and(upper, np.uint64(low << lane), out=upper)
+        np.bitwise_and(x, np.uint64(low), out=x)
+        np.bitwise_or(x, upper, out=x)
 
 
 def _fields(words: Words, bits: int, n_codes: int) -> Codes:
