@@ -23,6 +23,12 @@ def test_physical_cores_are_the_default() -> None:
     assert machine.default_threads() == 4
 
 
+def test_no_more_than_the_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 1024)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(1024)))
+    assert machine.default_threads() == machine.MAX_THREADS
+
+
 def test_affinity_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 6})
     assert machine.default_threads() == 3
