@@ -59,8 +59,8 @@ def load(path: Path) -> Model:
     quantization = raw.get("quantization_config") or {}
     weights = {}
     for name, tensor in stored.items():
-        if name.endswith(".weight_scale"):
-            continue
+        if name.endswith(".weight_scale") or not name.endswith((".weight", ".bias")):
+            continue  # parts of quantised weights; `dequantized` fills those in
         for old, new in _RENAMED.items():
             name = name.replace(old, new)
         if tensor.dtype == np.uint8:
@@ -213,7 +213,10 @@ def dequantized(source: Any, model: Model) -> Model:
         columns = np.arange(shape.k) // (shape.group_size or shape.k)
         scale = scales.astype(np.float64).reshape(shape.m, -1)[:, columns]
         zero = zeros.astype(np.float64).reshape(shape.m, -1)[:, columns] if zeros is not None else shape.zero
-        return (codes - zero) * scale
+        weight = (codes - zero) * scale
+        if source.has(f"{name}.perm"):
+            weight[:, source.tensor(f"{name}.perm")] = weight.copy()
+        return weight
 
     weights = dict(model.weights)
     for linear in names.tables(model.config):

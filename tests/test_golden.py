@@ -30,6 +30,14 @@ DENSE = (
     "llama_linear_rope_old_config",
 )
 BITNET = ("bitnet_offline", "bitnet_online", "llama_bitlinear")
+CODED = (
+    "gptq_v1_4bit_g32",
+    "gptq_v2_3bit_g32",
+    "gptq_v1_2bit_g64_desc_act",
+    "awq_4bit_g32",
+    "compressed_tensors_4bit_g32",
+    "hqq_axis1_2bit_g64",
+)
 
 # Tables of int8 allow each linear an NMSE of 1e-4: a relative error of 1e-2. Nine linears follow each other in
 # two layers, and random weights amplify: 5e-2. A decoder with one wrong sign is off by 0.4 and more.
@@ -132,6 +140,38 @@ def test_tables_equal_a_plain_forward_pass_over_the_dequantised_weights(packed, 
     expected, _ = reference_forward.forward(model, case.ids)
     found = run(case.decoder, case.ids, case.cache())
     assert relative_rms(found, expected) <= TABLES_BOUND
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_stored_codes_in_float_arithmetic(golden_dir, tmp_path, name):
+    source = golden_dir / name
+    convert(source, tmp_path / "packed", bits=16, force=True)
+    decoder = load_decoder(PackedModel.open(tmp_path / "packed"))
+    ids, logits = json.loads((source / "input_ids.json").read_text()), np.load(source / "logits_fp32.npy")
+    found = run(decoder, np.array(ids), KVCache(decoder.config, 200))
+    assert relative_rms(found, logits) <= 1e-4
+    np.testing.assert_array_equal(found.argmax(1), logits.argmax(1))
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_stored_codes_are_packed_as_they_are(golden_dir, tmp_path, name):
+    source = golden_dir / name
+    convert(source, tmp_path / "packed", head_bits=16)
+    packed = PackedModel.open(tmp_path / "packed", verify=True)
+    model = reference_forward.dequantized(packed, reference_forward.load(source))
+    references = list(source.glob("dense_*.npy"))
+    assert references
+    for path in references:
+        weight = model.weights[path.stem.removeprefix("dense_")]
+        np.testing.assert_array_equal(weight.astype(np.float32), np.load(path))
+    ids = np.array(json.loads((source / "input_ids.json").read_text()))
+    expected, _ = reference_forward.forward(model, ids)
+    assert relative_rms(expected, np.load(source / "logits_fp32.npy")) <= 2e-6
+    decoder = load_decoder(packed)
+    whole = run(decoder, ids, KVCache(decoder.config, 200))
+    assert relative_rms(whole, expected) <= TABLES_BOUND
+    tokens = run(decoder, ids, KVCache(decoder.config, 200), 1)
+    assert relative_rms(tokens, whole) <= ORDER_BOUND["tables"]
 
 
 @pytest.mark.parametrize("name", DENSE + BITNET)

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kernel_parts import GROUP_SIZES, Array, dequantized, nmse, parts, random_matrix
 
-from tmac_llm import kernels
+from tmac_llm import kernels, machine
 from tmac_llm.errors import KernelError, UsageError
 from tmac_llm.kernels import Matrix, MatrixShape
 
@@ -243,8 +244,14 @@ def test_bad_thread_counts(threads: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TMAC_THREADS", threads)
     with pytest.raises(UsageError, match=f"TMAC_THREADS={threads}: expected a number of threads"):
         kernels.init()
-    with pytest.raises(KernelError, match="expected 1 or more"):
-        kernels.set_threads(0)
+    for n in (0, machine.MAX_THREADS + 1):
+        with pytest.raises(KernelError, match=f"n_threads={n}: expected 1 to {machine.MAX_THREADS}"):
+            kernels.set_threads(n)
+
+
+def test_most_threads_are_those_of_the_pool() -> None:
+    header = (Path(__file__).parents[1] / "csrc" / "threadpool.h").read_text()
+    assert f"TMAC_MAX_THREADS = {machine.MAX_THREADS} " in header
 
 
 def test_products_in_a_forked_child(rng: np.random.Generator) -> None:

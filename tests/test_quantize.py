@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tmac_llm import kernels, quantize
-from tmac_llm.checkpoint import CodedWeight, DenseWeight, TernaryWeight
-from tmac_llm.errors import KernelError, UnsupportedError
+from tmac_llm.checkpoint import CodedRows, CodedWeight, DenseWeight, TernaryWeight
+from tmac_llm.errors import KernelError
 from tmac_llm.quantize import Scheme, SearchError
 
 
@@ -187,10 +187,48 @@ def test_ternary_weights_as_floats():
     assert np.array_equal(weight.rows(1, 2), [[0, 3, 3]])
 
 
-def test_weights_that_are_coded_already_are_refused():
-    coded = CodedWeight((2, 32), 4, 32, lambda begin, end: None)
-    with pytest.raises(UnsupportedError, match="quantised already"):
-        quantize.as_dense(coded)
+def coded(seed: int, m: int, zero: float | None = None, perm: np.ndarray | None = None) -> CodedWeight:
+    """(m, 64) of 3 bits in groups of 32, random."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 8, (m, 64), np.uint8)
+    scales = rng.uniform(0.1, 1, (m, 2)).astype(np.float16)
+    zeros = None if zero is not None else rng.uniform(0, 7, (m, 2)).astype(np.float16)
+
+    def rows(begin: int, end: int) -> CodedRows:
+        points = None if zeros is None else zeros[begin:end]
+        return CodedRows(codes[begin:end], scales[begin:end], points)
+
+    return CodedWeight((m, 64), 3, 32, zero, rows, None, perm)
+
+
+@pytest.mark.parametrize("zero", [None, 4.0])
+def test_codes_as_floats_and_as_packed_rows(zero):
+    perm = np.random.default_rng(1).permutation(64).astype(np.int32)
+    weight = coded(0, 70, zero, perm)
+    parts = weight.rows(0, 70)
+    points = parts.zeros.astype(float) if zero is None else np.full((70, 2), zero)
+    expected = np.empty((70, 64))
+    for j in range(64):
+        expected[:, perm[j]] = (parts.codes[:, j] - points[:, j // 32]) * parts.scales[:, j // 32]
+    shape, error = quantize.coded_shape(weight), SearchError()
+    np.testing.assert_allclose(quantize.as_dense(weight).rows(2, 70), expected[2:], rtol=1e-6, atol=1e-6)
+    codes, scales, zeros = kernels.unpack(shape, encode_all(weight, shape, error))
+    assert np.array_equal(codes, parts.codes)
+    assert np.array_equal(scales, parts.scales)
+    assert zeros is None if zero else np.array_equal(zeros, parts.zeros)
+    assert error == SearchError()
+
+
+def test_coded_weights_stack_where_they_are_coded_alike():
+    perm = np.arange(64, dtype=np.int32)[::-1].copy()
+    stacked = quantize.stack([coded(0, 5, perm=perm), coded(1, 6, perm=perm.copy())])
+    assert np.array_equal(stacked.perm, perm)
+    parts = [coded(0, 5).rows(0, 5), coded(1, 6).rows(0, 6)]
+    for key in ("codes", "scales", "zeros"):
+        both = np.concatenate([getattr(part, key) for part in parts])
+        assert np.array_equal(getattr(stacked.rows(3, 9), key), both[3:9])
+    for other in (coded(1, 6), coded(1, 6, perm=perm[::-1]), coded(1, 6, 4.0, perm)):
+        assert quantize.stack([coded(0, 5, perm=perm), other]) is None
 
 
 def test_weights_too_large_for_a_float16_scale():

@@ -37,6 +37,18 @@ def test_home_is_a_directory_of_the_user(monkeypatch):
     assert store.home() == Path("/somewhere/data/tmac-llm")
 
 
+def test_a_user_without_a_home(monkeypatch):
+    for name in ("HOME", "TMAC_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(key):
+        raise KeyError(key)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(StoreError, match="no home directory is known; set TMAC_HOME"):
+        store.home()
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [

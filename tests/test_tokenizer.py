@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmac_llm.errors import TemplateError, TokenizerError
+from tmac_llm.errors import TemplateError, TokenizerError, UsageError
 from tmac_llm.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "data" / "tiny-bitnet"
@@ -108,6 +108,14 @@ def test_a_message_cannot_write_special_tokens(tiny):
 def test_a_message_without_special_tokens_is_encoded_as_rendered(tiny):
     messages = [{"role": "user", "content": "the frog é 漢"}]
     assert tiny.encode_marked(tiny.render_marked(messages)) == tiny.encode(tiny.render(messages))
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "<|user|>\ud800"])
+def test_text_that_is_not_unicode_is_refused(tiny, text):
+    marked = tiny.render_marked([{"role": "user", "content": text}])
+    for encode in (lambda: tiny.encode(text), lambda: tiny.encode_marked(marked)):
+        with pytest.raises(UsageError, match=r"is no Unicode character \('\\ud"):
+            encode()
 
 
 def test_marks_written_by_the_user_do_not_help(tiny):

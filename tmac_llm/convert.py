@@ -15,13 +15,13 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tmac_llm import quantize, store
-from tmac_llm.checkpoint import open_checkpoint
+from tmac_llm.checkpoint import CodedRows, open_checkpoint
 from tmac_llm.checkpoint.hub import fetch
 from tmac_llm.convert_plan import Matrix, Options, Plan
 from tmac_llm.errors import ConvertError, KernelError
 from tmac_llm.packed import names
 from tmac_llm.packed.writer import PackedWriter, check_target
-from tmac_llm.quantize import SearchError
+from tmac_llm.quantize import Rows, SearchError
 
 COPIED = (
     "tokenizer.json",
@@ -160,7 +160,7 @@ def _write_tensors(
         progress(name.rpartition(".")[0], done / total)
 
 
-def _pieces(writer: PackedWriter, plan: Plan) -> Iterator[tuple[str, Matrix | None, int, Array]]:
+def _pieces(writer: PackedWriter, plan: Plan) -> Iterator[tuple[str, Matrix | None, int, Rows]]:
     """(tensor name, matrix, first row, rows) of all matrices, and whole vectors, in file order."""
     matrices = {matrix.spec.name: matrix for matrix in plan.matrices}
     for spec in writer.specs:
@@ -173,11 +173,12 @@ def _pieces(writer: PackedWriter, plan: Plan) -> Iterator[tuple[str, Matrix | No
 
 
 def _encoded(
-    pieces: Iterator[tuple[str, Matrix | None, int, Array]], error: SearchError
+    pieces: Iterator[tuple[str, Matrix | None, int, Rows]], error: SearchError
 ) -> Iterator[tuple[str, int, Array]]:
     """(tensor name, weights in it, what is written) of each piece."""
     for name, matrix, begin, values in pieces:
         if matrix is None:
+            assert not isinstance(values, CodedRows)
             yield name, 0, values
             continue
         try:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tmac_llm import quantize
 from tmac_llm.checkpoint import Checkpoint, CodedWeight, DenseWeight, TernaryWeight, Weight
@@ -53,7 +58,7 @@ class Matrix:
     """A matrix to be stored under `name`; shape None: in float, as the checkpoint has it."""
 
     name: str
-    weight: DenseWeight | TernaryWeight
+    weight: Weight
     shape: MatrixShape | None
 
     @property
@@ -76,8 +81,8 @@ class Matrix:
 class Plan:
     """Everything that will be written, in the order of a forward pass.
 
-    bits, head_bits: as resolved, 16 for float. matrices: all of them. vectors: tensor name -> float32 norm or
-    bias.
+    bits, head_bits, group_size: as resolved, 16 bits for float; where codes are kept, those of most weights in
+    the layers. matrices: all of them. vectors: tensor name -> float32 norm or bias, or int32 permutation.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
@@ -86,8 +91,14 @@ class Plan:
         config = checkpoint.config
         linears = {p.name: checkpoint.linear(p.name) for g in names.linear_groups(config) for p in g.parts}
         ternary = any(isinstance(weight, TernaryWeight) for weight in linears.values())
-        _check_bits(checkpoint.format, options, ternary)
-        self.bits = options.bits or (quantize.TERNARY_BITS if ternary else DEFAULT_BITS)
+        coding = _main_coding(linears.values())
+        _check_bits(checkpoint.format, options, ternary, coding)
+        natural = quantize.TERNARY_BITS if ternary else coding[0] if coding else DEFAULT_BITS
+        self.bits = options.bits or natural
+        self.keeps_codes = coding is not None and self.bits == natural
+        self.group_size = coding[1] if coding and self.keeps_codes else options.group_size
+        if not self.keeps_codes and coding:
+            linears = {name: quantize.as_dense(weight) for name, weight in linears.items()}
         self.head_bits = options.head_bits or self._default_head_bits
         self.is_ternary = ternary and self.bits == quantize.TERNARY_BITS
         self.matrices = [self._dense(names.EMBEDDING, checkpoint.embedding(), self.head_bits)]
@@ -101,15 +112,22 @@ class Plan:
         head = checkpoint.lm_head()
         if head:
             self.matrices.append(self._dense(names.LM_HEAD, head, self.head_bits))
-        self.vectors = {name: checkpoint.tensor(name) for name in names.norms(config)}
+        self.vectors: dict[str, npt.NDArray[Any]] = {
+            name: checkpoint.tensor(name) for name in names.norms(config)
+        }
         for matrix in self.matrices:
+            if isinstance(matrix.weight, CodedWeight) and matrix.weight.perm is not None:
+                self.vectors[f"{matrix.name}.perm"] = matrix.weight.perm
             if matrix.weight.bias is not None:
                 self.vectors[f"{matrix.name}.bias"] = matrix.weight.bias
 
     @property
     def specs(self) -> list[TensorSpec]:
         """All tensors to be written."""
-        vectors = [TensorSpec(name, "F32", vector.shape) for name, vector in self.vectors.items()]
+        vectors = [
+            TensorSpec(name, "I32" if vector.dtype == np.int32 else "F32", vector.shape)
+            for name, vector in self.vectors.items()
+        ]
         return [matrix.spec for matrix in self.matrices] + vectors
 
     def config(self, source: str) -> dict[str, Any]:
@@ -121,13 +139,14 @@ class Plan:
             "layout_version": tiles.LAYOUT_VERSION,
             "tile": tiles.TILE,
             "bits": self.bits,
-            "group_size": options.group_size,
+            "group_size": self.group_size,
             "head_bits": self.head_bits,
             "symmetric": options.symmetric,
             "int8_activations": self._checkpoint.config.int8_activations,
             "sub_norms": self._checkpoint.config.sub_norms,
             "source": source,
             "source_format": self._checkpoint.format,
+            "source_notes": list(self._checkpoint.notes),
             "matrices": {matrix.name: asdict(matrix.shape) for matrix in self.matrices if matrix.shape},
         }
         kept = {key: value for key, value in self._checkpoint.raw_config.items() if key not in _NOT_COPIED}
@@ -137,8 +156,8 @@ class Plan:
     def label(self) -> str:
         """The part of a store name that tells the encoding; defaults are left out."""
         label = "ternary" if self.is_ternary else f"{self.bits}bit"
-        if self._options.group_size != DEFAULT_GROUP_SIZE:
-            label += f"-g{self._options.group_size}"
+        if self.group_size != DEFAULT_GROUP_SIZE:
+            label += f"-g{self.group_size}" if self.group_size else "-row"
         if self.head_bits != self._default_head_bits:
             label += f"-h{self.head_bits}"
         return f"{label}-sym" if self._options.symmetric else label
@@ -148,7 +167,11 @@ class Plan:
         return FLOAT_BITS if self.bits == FLOAT_BITS else DEFAULT_HEAD_BITS
 
     def _linear(self, name: str, weight: Weight) -> Matrix:
-        if self.is_ternary and not isinstance(weight, CodedWeight):
+        if isinstance(weight, CodedWeight):
+            return Matrix(name, weight, quantize.coded_shape(weight))
+        if self.keeps_codes and isinstance(weight, DenseWeight):
+            return Matrix(name, weight, None)  # left in float by whoever quantised the others
+        if self.is_ternary:
             return Matrix(name, weight, quantize.ternary_shape(weight, self._options.group_size))
         return self._dense(name, quantize.as_dense(weight), self.bits)
 
@@ -159,15 +182,25 @@ class Plan:
         return Matrix(name, weight, scheme.shape(weight))
 
 
-def _check_bits(found: str, options: Options, ternary: bool) -> None:
+def _main_coding(weights: Iterable[Weight]) -> tuple[int, int] | None:
+    """(bits, group_size) that most coded weights have; None without any."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for weight in weights:
+        if isinstance(weight, CodedWeight):
+            counts[weight.bits, weight.group_size] += weight.shape[0] * weight.shape[1]
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _check_bits(found: str, options: Options, ternary: bool, coding: tuple[int, int] | None) -> None:
     if options.force or options.bits is None:
         return
-    if ternary and options.bits != quantize.TERNARY_BITS:
+    natural = quantize.TERNARY_BITS if ternary else coding[0] if coding else None
+    if natural and options.bits != natural:
         raise ConvertError(
-            f"--bits {options.bits}: the weights are ternary ({found}) and stay exact without this option;"
-            " --force requantises them"
+            f"--bits {options.bits}: the weights are {'ternary' if ternary else 'quantised already'} ({found}) and"
+            " stay exact without this option; --force requantises them"
         )
-    if not ternary and options.bits == 1:
+    if not natural and options.bits == 1:
         raise ConvertError(
             f"--bits 1: these weights were not trained for it ({found}) and the model would answer noise;"
             " take --bits 2 or more, or --force"

@@ -143,10 +143,13 @@ def evaluate(
     windows: Ids,
     reference: Predictor | None = None,
     on_progress: Progress | None = None,
+    *,
+    batch: int = PREFILL_CHUNK,
 ) -> Evaluation:
     """Run the model, and beside it the reference, over windows (n_windows, context).
 
-    Memory beyond the models and their caches: the logits of PREFILL_CHUNK tokens of each, a few portions of
+    batch: tokens of a pass. The figures are those of a prompt; 1 runs the model as decoding does.
+    Memory beyond the models and their caches: the logits of `batch` tokens of each, a few portions of
     8 MB, and 25 bytes per scored token.
     Raises UsageError (context too long, no token scored), TokenizerError (ids outside the vocabulary, or
     vocabularies of different sizes), PackedModelError (logits that are not finite), KernelError.
@@ -161,7 +164,7 @@ def evaluate(
     for i, ids in enumerate(windows):
         for cache in caches:
             cache.truncate(0)
-        for begin, end in _passes(first, n_fed):
+        for begin, end in _passes(first, n_fed, batch):
             kind: Literal["all", "none"] = "all" if begin >= first else "none"
             logits = [
                 rows
@@ -202,9 +205,9 @@ def _check(models: list[Predictor], windows: Ids) -> None:
         raise TokenizerError(f"the text has token id {windows.max()}, the model a vocabulary of {sizes[0]}")
 
 
-def _passes(first: int, end: int) -> list[tuple[int, int]]:
+def _passes(first: int, end: int, batch: int) -> list[tuple[int, int]]:
     """Forward passes over a window: none crosses `first`, where scoring begins."""
-    bounds = [*range(0, first, PREFILL_CHUNK), *range(first, end, PREFILL_CHUNK), end]
+    bounds = [*range(0, first, batch), *range(first, end, batch), end]
     return list(pairwise(bounds))
 
 

@@ -14,7 +14,7 @@ from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.model.decoder import Decoder, Layer
 from tmac_llm.model.embedding import DenseEmbedding, Embedding, PackedEmbedding
-from tmac_llm.model.linear import DenseLinear, Linear, LutLinear, SplitLinear
+from tmac_llm.model.linear import DenseLinear, Linear, LutLinear, PermutedLinear, SplitLinear
 from tmac_llm.model.norm import RMSNorm
 from tmac_llm.packed import names
 from tmac_llm.packed.names import LinearGroup
@@ -97,7 +97,10 @@ class _Loader:
             int8_activations = in_layer and self._config.int8_activations
             return DenseLinear(source.tensor(f"{name}.weight"), bias, int8_activations)
         # The output head's activations are not int8 even in BitNet.
-        return LutLinear(Matrix(shape, source.tiles(name)), bias, self._tables if in_layer else "int8")
+        linear = LutLinear(Matrix(shape, source.tiles(name)), bias, self._tables if in_layer else "int8")
+        if source.has(f"{name}.perm"):
+            return PermutedLinear(linear, np.array(source.tensor(f"{name}.perm")))
+        return linear
 
     def _embedding(self) -> Embedding:
         shape = self._source.shape(names.EMBEDDING)

@@ -12,6 +12,7 @@ from tmac_llm.errors import UsageError
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _CPU_INFO = Path("/proc/cpuinfo")
+MAX_THREADS = 256  # of the thread pool of the kernels
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -65,7 +66,7 @@ def default_threads() -> int:
     granted = cgroup_cpus()
     if granted is not None:
         allowed = min(allowed, max(1, int(granted)))
-    return max(1, min(allowed, physical_cores()))
+    return max(1, min(allowed, physical_cores(), MAX_THREADS))
 
 
 def total_memory() -> int:

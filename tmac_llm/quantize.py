@@ -10,14 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from tmac_llm import kernels
-from tmac_llm.checkpoint.weights import CodedWeight, DenseWeight, TernaryWeight, Weight, to_float32
-from tmac_llm.errors import UnsupportedError
+from tmac_llm.checkpoint.weights import (
+    CodedRows,
+    CodedWeight,
+    DenseWeight,
+    TernaryWeight,
+    Weight,
+    to_float32,
+)
 from tmac_llm.kernels import MatrixShape
 
 TERNARY_BITS = 2
 # Weights read at once: enough to keep the threads busy, small beside the memory budget.
 CHUNK_WEIGHTS = 1 << 22
 _BLOCK = 64  # rows; a chunk of packed rows consists of whole blocks
+
+# What `rows` of a weight gives.
+Rows = npt.NDArray[Any] | CodedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +75,14 @@ def ternary_shape(weight: DenseWeight | TernaryWeight, group_size: int) -> Matri
     return MatrixShape(*weight.shape, TERNARY_BITS, group, False, 1.0)
 
 
-def stack(weights: Sequence[Weight]) -> DenseWeight | TernaryWeight | None:
-    """Several matrices as one, row after row; None where their encodings differ."""
+def coded_shape(weight: CodedWeight) -> MatrixShape:
+    """Codes as they are stored."""
+    has_zeros = weight.zero is None
+    return MatrixShape(*weight.shape, weight.bits, weight.group_size, has_zeros, weight.zero or 0.0)
+
+
+def stack(weights: Sequence[Weight]) -> Weight | None:
+    """Several matrices as one, row after row; None where their encodings or permutations differ."""
     first = weights[0]
     k = first.shape[1]
     m = sum(weight.shape[0] for weight in weights)
@@ -82,19 +97,52 @@ def stack(weights: Sequence[Weight]) -> DenseWeight | TernaryWeight | None:
     if len(ternary) == len(weights):
         scales = np.concatenate([weight.scales for weight in ternary])
         return TernaryWeight((m, k), _stacked_rows(ternary), scales, bias)
+    coded = [weight for weight in weights if isinstance(weight, CodedWeight)]
+    if len(coded) == len(weights) and all(_same_coding(weight, coded[0]) for weight in coded):
+        alike = coded[0]
+        rows = _stacked_rows(coded)
+        return CodedWeight((m, k), alike.bits, alike.group_size, alike.zero, rows, bias, alike.perm)
     return None
 
 
+def _same_coding(a: CodedWeight, b: CodedWeight) -> bool:
+    if (a.bits, a.group_size, a.zero) != (b.bits, b.group_size, b.zero):
+        return False
+    return (a.perm is None) == (b.perm is None) and (a.perm is None or np.array_equal(a.perm, b.perm))
+
+
 def as_dense(weight: Weight) -> DenseWeight:
-    """Ternary weights as float32 ones, for a conversion that gives them other bits."""
+    """Ternary weights and codes as float32 ones, for a conversion that gives them other bits."""
     if isinstance(weight, DenseWeight):
         return weight
     if isinstance(weight, CodedWeight):
-        raise UnsupportedError("weights that are quantised already are not converted")
+        return _dequantised(weight)
     ternary = weight
 
     def rows(begin: int, end: int) -> npt.NDArray[np.float32]:
         return ternary.rows(begin, end) * ternary.scales[begin:end, None]
+
+    return DenseWeight(weight.shape, np.dtype(np.float32), rows, weight.bias)
+
+
+def _dequantised(weight: CodedWeight) -> DenseWeight:
+    columns = np.arange(weight.shape[1]) // (weight.group_size or weight.shape[1])
+
+    def rows(begin: int, end: int) -> npt.NDArray[np.float32]:
+        coded = weight.rows(begin, end)
+        scales, zeros = (
+            None if part is None else part.astype(np.float32).reshape(len(coded), -1)[:, columns]
+            for part in (coded.scales, coded.zeros)
+        )
+        values: npt.NDArray[np.float32] = coded.codes - (
+            np.float32(weight.zero or 0) if zeros is None else zeros
+        )
+        values *= scales
+        if weight.perm is None:
+            return values
+        out = np.empty_like(values)
+        out[:, weight.perm] = values
+        return out
 
     return DenseWeight(weight.shape, np.dtype(np.float32), rows, weight.bias)
 
@@ -108,7 +156,7 @@ def chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def encode(
-    weight: Weight, shape: MatrixShape | None, begin: int, rows: npt.NDArray[Any], error: SearchError
+    weight: Weight, shape: MatrixShape | None, begin: int, rows: Rows, error: SearchError
 ) -> npt.NDArray[Any]:
     """What is stored of the rows of `weight` from row `begin` on, as `weight.rows` gave them.
 
@@ -116,6 +164,9 @@ def encode(
     where `shape` is None. Squared errors of quantising are added to `error`. Raises KernelError for weights
     too large for a float16 scale.
     """
+    if isinstance(rows, CodedRows):
+        assert shape is not None
+        return kernels.pack(replace(shape, m=len(rows)), rows.codes, rows.scales, rows.zeros)
     if shape is None:
         return rows
     part = replace(shape, m=len(rows))
@@ -130,16 +181,20 @@ def encode(
     return kernels.pack(part, coded.codes, coded.scales, coded.zeros)
 
 
-def _stacked_rows(
-    weights: Sequence[DenseWeight] | Sequence[TernaryWeight],
-) -> Callable[[int, int], npt.NDArray[Any]]:
-    def rows(begin: int, end: int) -> npt.NDArray[Any]:
+def _stacked_rows(weights: Sequence[Weight]) -> Callable[[int, int], Any]:
+    def rows(begin: int, end: int) -> Any:
         parts, first = [], 0
         for weight in weights:
             last = first + weight.shape[0]
             if begin < last and end > first:
                 parts.append(weight.rows(max(begin, first) - first, min(end, last) - first))
             first = last
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        if not isinstance(parts[0], CodedRows):
+            return np.concatenate(parts)
+        zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts])
+        codes, scales = (np.concatenate([getattr(p, key) for p in parts]) for key in ("codes", "scales"))
+        return CodedRows(codes, scales, zeros)
 
     return rows

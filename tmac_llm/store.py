@@ -37,9 +37,15 @@ class Entry:
 
 
 def home() -> Path:
-    """Where everything is kept between runs: TMAC_HOME, or the user data directory of the platform."""
+    """Where everything is kept between runs: TMAC_HOME, or the user data directory of the platform.
+
+    Raises StoreError for a user without a home directory.
+    """
     chosen = os.environ.get("TMAC_HOME")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("tmac-llm")
+    try:
+        return Path(chosen or platformdirs.user_data_path("tmac-llm")).expanduser()
+    except RuntimeError:
+        raise StoreError("no home directory is known; set TMAC_HOME to the path of a directory") from None
 
 
 def models_dir() -> Path:

@@ -22,7 +22,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from tmac_llm.chat_template import Message
-from tmac_llm.errors import TemplateError, TokenizerError
+from tmac_llm.errors import TemplateError, TokenizerError, UsageError
 from tmac_llm.text_stream import TextStream, byte_tokens
 from tmac_llm.tokenizer_files import TokenizerFiles, read_files
 
@@ -98,6 +98,7 @@ class Tokenizer:
 
         parse_special: special tokens written in the text are those tokens; otherwise they are plain text.
         """
+        _check_text(text)
         if self._prepare and not (parse_special and self._special_pattern.match(text)):
             text = self._prepare(text)
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer(first=True)
@@ -143,6 +144,7 @@ class Tokenizer:
         """Ids of what render_marked() gave: only what the template wrote becomes special tokens."""
         if _MARK not in text:
             return self.encode(text)
+        _check_text(text)
         ids: list[int] = []
         at = 0
         for match in self._special_pattern.finditer(text):
@@ -185,6 +187,16 @@ class Tokenizer:
         }
         given = {"tools": None, "documents": None, **tokens, **variables}
         return self.chat_template.render(messages, add_generation_prompt=add_prompt, **given)
+
+
+def _check_text(text: str) -> None:
+    """Raises UsageError for lone surrogates, which Python makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"text: character {error.start} is no Unicode character ({text[error.start]!r}); expected UTF-8"
+        ) from None
 
 
 def _special_pattern(tokens: list[AddedToken]) -> re.Pattern[str]:

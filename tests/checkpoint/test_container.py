@@ -119,7 +119,8 @@ HOSTILE: dict[str, tuple[Any, bytes, str]] = {
     "deep nesting": (b'{"a":' + b"[" * 200000 + b"]" * 200000 + b"}", b"", "nested too deeply"),
     "endless digits": (b'{"a":' + b"9" * 10000 + b"}", b"", "not usable JSON"),
     "empty header": (b"", b"", "not JSON"),
-    "surrogate name": (b'{"\\ud800": 1}', b"", "expected dtype"),
+    "surrogate name": (b'{"\\uD800": 1}', b"", "half a surrogate pair"),
+    "whole surrogate pair": (b'{"\\ud83d\\ude00": 1}', b"", "expected dtype"),
     "line breaks in the name": (b'{"\\n\\u001b[31m": 1}', b"", "expected dtype"),
 }
 

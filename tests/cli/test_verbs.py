@@ -95,7 +95,7 @@ def test_generate_from_argument_pipe_and_file(run, packed: Path, tmp_path: Path)
     (tmp_path / "prompt.txt").write_text("Hello there")
     plain = run("generate", str(packed), "-p", "Hello there", *GREEDY)
     assert plain.returncode == 0
-    assert "tokens/s" in plain.stderr
+    assert " tokens, " in plain.stderr  # no rate where the answer is a single token
     assert plain.stdout.strip()
     for same in (
         run("generate", str(packed), *GREEDY, input="Hello there"),

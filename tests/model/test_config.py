@@ -181,7 +181,7 @@ UNSUPPORTED = [
     ({"rope_scaling": {"factor": 2}}, "rope_scaling.rope_type", "nothing"),
     ({"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section", "supported"),
     ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "rope_parameters", "supported"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.quant_method", "'gptq'"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method", "'fp8'"),
     ({"quantization_config": {"load_in_4bit": True}}, "quantization_config.quant_method", "nothing"),
     ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm", "True"),
     ({"model_type": "bitnet"}, "quantization_config", "bitnet"),

@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The object in `data`. Raises CheckpointError for bad UTF-8 or JSON, duplicate keys, NaN."""
+    """The object in `data`. Raises CheckpointError for bad UTF-8 or JSON, duplicate keys, NaN, lone surrogates."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -43,6 +43,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where}: not JSON at character {error.pos}: {error.msg}") from None
     except ValueError as error:  # from the hooks below, or a number of thousands of digits
         raise CheckpointError(f"{where}: not usable JSON: {str(error).split(';')[0]}") from None
+    if b"\\ud" in data.lower() and not _is_unicode(value):
+        raise CheckpointError(f"{where}: a text with half a surrogate pair; the file is damaged")
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -73,6 +75,14 @@ def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {key[:80]!r} occurs twice")
             seen.add(key)
     return result
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(name: str) -> None:

@@ -15,18 +15,13 @@ from tmac_llm.checkpoint.bitnet import OnlineBitnet, PackedBitnet
 from tmac_llm.checkpoint.dense import DenseEncoding, check_float, dense_weight
 from tmac_llm.checkpoint.files import read_json
 from tmac_llm.checkpoint.index import TensorFiles, open_tensor_files
+from tmac_llm.checkpoint.quantized import METHODS, old_settings, quantized, unlabelled
 from tmac_llm.checkpoint.ternary import DenseTernary, looks_ternary
 from tmac_llm.checkpoint.weights import DenseWeight, Encoding, Weight, check_finite, row_blocks, to_float32
 from tmac_llm.errors import CheckpointError, UnsupportedError
 from tmac_llm.model.config import ModelConfig, is_1bitllm, quantization_config
 from tmac_llm.model.fields import show
 
-# Where older repositories keep the quantisation settings.
-_OLD_CONFIGS = {
-    "quantize_config.json": "gptq",
-    "quant_config.json": "awq",
-    "hf_quant_config.json": "modelopt",
-}
 # What a quantised linear of another format is recognised by, where no configuration names it.
 _FOREIGN_SUFFIXES = {
     ".qweight": "GPTQ or AWQ",
@@ -45,15 +40,21 @@ class Checkpoint:
     names the encoding found, `notes` what was decided that a user should know; reading a linear may add some.
     """
 
-    def __init__(self, path: Path, files: TensorFiles, raw_config: dict[str, Any]) -> None:
-        """Raises CheckpointError or UnsupportedError; use `open_checkpoint`."""
+    def __init__(
+        self,
+        path: Path,
+        files: TensorFiles,
+        raw_config: dict[str, Any],
+        quantization: Mapping[str, Any] | None = None,
+    ) -> None:
+        """quantization: how the weights are quantised, if they are. Raises as `open_checkpoint`; use that."""
         self.path = path
         self.notes: list[str] = []
         self._files = files
         self.n_bytes = files.n_bytes
         config = ModelConfig.from_dict(raw_config)
         self._linears = names.linear_shapes(config)
-        self._encoding = _encoding(raw_config, files, self._linears, self.notes)
+        self._encoding = _encoding(raw_config, quantization, files, self._linears, self.notes)
         self._vectors = self._check_vectors(config)
         used = set(self._vectors.values())
         for name, shape in self._linears.items():
@@ -147,7 +148,7 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a directory with config.json and safetensors, or one safetensors file with config.json beside it.
 
-    Reads headers and a few rows only. Raises CheckpointError for damaged or contradictory files and
+    Reads headers, a few rows and GPTQ's zero points. Raises CheckpointError for damaged or contradictory files and
     UnsupportedError for formats and architectures outside this package, each naming what was found.
     """
     path = Path(path)
@@ -162,40 +163,48 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json; expected a Hugging Face checkpoint")
     raw_config = read_json(directory / "config.json")
-    _check_quant_method(raw_config, directory)
-    return Checkpoint(path, open_tensor_files(path), raw_config)
+    quantization = _quantization(raw_config, directory)
+    return Checkpoint(path, open_tensor_files(path), raw_config, quantization)
 
 
-def _check_quant_method(raw_config: Mapping[str, Any], directory: Path) -> None:
-    """Raise UnsupportedError for every quantisation format that has no reader here."""
+def _quantization(raw_config: Mapping[str, Any], directory: Path) -> Mapping[str, Any] | None:
+    """The quantisation settings, None without any. Raises UnsupportedError for methods without a reader."""
     quantization = quantization_config(raw_config)
-    method: object = None
     where = "config.json: quantization_config.quant_method"
-    if quantization is not None:
-        method = quantization.get("quant_method") or quantization.get("quant_library")
-    else:
-        for file_name, implied in _OLD_CONFIGS.items():
-            if (directory / file_name).exists():
-                method, where = implied, f"{file_name}: the quantisation"
+    if quantization is None:
+        quantization = old_settings(directory)
+        if quantization is None:
+            return None
+        where = f"{quantization['found_in']}: the quantisation"
+    method = quantization.get("quant_method") or quantization.get("quant_library")
     if method == "tmac":
         raise UnsupportedError(f"{directory}: already a packed tmac-llm model; load it directly")
-    if quantization is not None and method is None:
+    if method is None:
         raise UnsupportedError(
             "config.json: quantization_config has no quant_method; expected one such as bitnet"
         )
-    if method not in (None, "bitnet"):
+    if method not in ("bitnet", *METHODS):
         raise UnsupportedError(
-            f"{where} is {show(method)}, which is not supported; supported: bitnet, or none;"
+            f"{where} is {show(method)}, which is not supported; supported: bitnet, {', '.join(METHODS)}, or none;"
             " convert the unquantised original of this model instead"
         )
+    return quantization
 
 
 def _encoding(
-    raw_config: Mapping[str, Any], files: TensorFiles, linears: dict[str, tuple[int, int]], notes: list[str]
+    raw_config: Mapping[str, Any],
+    quantization: Mapping[str, Any] | None,
+    files: TensorFiles,
+    linears: dict[str, tuple[int, int]],
+    notes: list[str],
 ) -> Encoding:
-    quantization = quantization_config(raw_config)
     if quantization is not None:
-        return _bitnet_encoding(quantization, files, linears)
+        if quantization.get("quant_method") == "bitnet":
+            return _bitnet_encoding(quantization, files, linears)
+        return quantized(quantization, files, notes)
+    found = unlabelled(files, next(iter(linears)), notes)
+    if found is not None:
+        return found
     _refuse_foreign(files.names())
     dtype = _main_dtype(files, linears)
     if is_1bitllm(raw_config):

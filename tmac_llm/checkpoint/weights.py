@@ -48,17 +48,40 @@ class TernaryWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class CodedWeight:
-    """Weights of shape (m, k) quantised in groups along k: W = (code - zero) * scale.
+class CodedRows:
+    """Some rows of a CodedWeight.
 
-    `rows(begin, end)` gives codes uint8 (n, k), scales float32 (n, k / group_size) and zeros of that shape.
+    codes: uint8 (n, k). scales, and zeros where each group has its own: float16 (n, ceil(k / group_size)), or
+    float32 (n,) where group_size is 0.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[Any]
+    zeros: NDArray[Any] | None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def size(self) -> int:
+        return self.codes.size
+
+
+@dataclass(frozen=True, slots=True)
+class CodedWeight:
+    """Weights of shape (m, k) quantised in groups along k: W[r, perm[j]] = (code[r, j] - zero) * scale.
+
+    group_size: 32, 64 or 128 columns, or 0: one group per row. zero: the zero point of all groups, None where
+    each has its own. `rows(begin, end)` reads rows. `perm`: int32 (k,), None for the identity.
     """
 
     shape: tuple[int, int]
     bits: int
     group_size: int
-    rows: Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]
+    zero: float | None
+    rows: Callable[[int, int], CodedRows]
     bias: NDArray[np.float32] | None = None
+    perm: NDArray[np.int32] | None = None
 
 
 Weight = DenseWeight | TernaryWeight | CodedWeight
@@ -67,7 +90,9 @@ Weight = DenseWeight | TernaryWeight | CodedWeight
 class Encoding(Protocol):
     """How one checkpoint stores its linears."""
 
-    description: str
+    @property
+    def description(self) -> str:
+        """What was found; valid once every linear was checked."""
 
     def check(self, name: str, shape: tuple[int, int]) -> list[str]:
         """Check the header entries of the linear `name`; the names of its tensors. Raises CheckpointError."""

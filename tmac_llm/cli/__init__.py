@@ -83,12 +83,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     Every failure is one line on stderr; a traceback only with --debug.
     """
+    console.prepare_streams()
     try:
         app(args=arguments, prog_name="tmac-llm")
     except Exception as error:
         if console.state.debug:
             traceback.print_exc()
         console.error(_one_line(error))
+        console.drop_unwritten()
         sys.exit(error.exit_code if isinstance(error, TmacError) else 1)
 
 

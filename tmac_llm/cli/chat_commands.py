@@ -5,9 +5,10 @@ Knows a ChatSession and the console; does not know how lines are read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tmac_llm.cli import console
 from tmac_llm.cli.chat_session import SAMPLING_TYPES, ChatSession, statistics_line
@@ -82,10 +83,17 @@ def _number(name: str, text: str) -> float | int:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise UsageError(f"/set {name}: expected {what}, found {text!r}") from None
-    lowest = {"max_tokens": 1, "repeat_penalty": 0.01}.get(name, 0)
-    highest = 1.0 if name in ("top_p", "min_p") else float("inf")
-    if not lowest <= number <= highest:
-        raise UsageError(f"/set {name}: expected {lowest} to {highest}, found {text}")
+    if name == "max_tokens":
+        if number < 1:
+            raise UsageError(f"/set {name}: expected 1 or more, found {text}")
+        return number
+    from tmac_llm.sampling import SamplingParams
+
+    parameter: dict[str, Any] = {"repetition_penalty" if name == "repeat_penalty" else name: number}
+    try:
+        SamplingParams(**parameter)
+    except UsageError as error:
+        raise UsageError(f"/set {name}: {str(error).partition(': ')[2]}") from None
     return number
 
 
@@ -108,7 +116,7 @@ def _load(session: ChatSession, argument: str) -> None:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"{command}: expected a file name, for example {command} talk.json")
-    return Path(argument).expanduser()
+    return Path(os.path.expanduser(argument))  # Path's own raises for an unknown user
 
 
 def _stats(session: ChatSession, argument: str) -> None:

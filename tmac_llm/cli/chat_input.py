@@ -39,7 +39,9 @@ class TerminalInput:
         history: History
         try:
             store.home().mkdir(parents=True, exist_ok=True)
-            history = FileHistory(str(store.home() / "chat_history"))
+            file = store.home() / "chat_history"
+            file.open("a").close()  # a mistake shows here, not at the first message
+            history = FileHistory(str(file))
         except OSError:
             console.warn(f"{store.home()}: cannot be written, so the input history is not kept")
             history = InMemoryHistory()

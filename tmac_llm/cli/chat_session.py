@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmac_llm.cli import console
-from tmac_llm.errors import TmacError, UsageError
+from tmac_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,45 +54,42 @@ class ChatSession:
 
     def conversation(self) -> list[Message]:
         """The messages with the system prompt in front."""
-        head = [{"role": "system", "content": self.system}] if self.system else []
-        return head + self.messages
+        return self._head() + self.messages
 
     def ask(self, text: str) -> None:
         """Send a user message, stream the answer to stdout, and keep both.
 
         A failed turn (too long for the context, template error) leaves the conversation as it was.
         """
-        self.messages.append({"role": "user", "content": text})
-        self._answer()
+        self._answer([*self.messages, {"role": "user", "content": text}])
 
     def regenerate(self) -> None:
-        """Drop the last answer and ask for another; a fixed seed would repeat it, so the next one is used."""
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages:
+        """Replace the last answer by another; a fixed seed would repeat it, so the next one is used."""
+        answered = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        messages = self.messages[:-1] if answered else self.messages
+        if not messages:
             raise UsageError("/regen: nothing to answer yet; write a message first")
         if "seed" in self.sampling:
             self.sampling["seed"] += 1
-        self._answer()
+        self._answer(messages)
 
-    def _answer(self) -> None:
-        try:
-            stream = self.llm.chat_stream(self.conversation(), **self.sampling)
-            with _interrupt_cancels(stream):
-                for piece in stream:
-                    console.out(piece)
-        except TmacError:
-            self.messages.pop()
-            raise
+    def _answer(self, messages: list[Message]) -> None:
+        stream = self.llm.chat_stream(self._head() + messages, **self.sampling)
+        with _interrupt_cancels(stream):
+            for piece in stream:
+                console.out(piece)
         self.last = stream.result
         console.out("\n")
-        self.messages.append({"role": "assistant", "content": self.last.text})
+        self.messages = [*messages, {"role": "assistant", "content": self.last.text}]
         if self.last.finish_reason == "cancelled":
             console.dim("stopped; what was said is kept, /regen tries again")
         elif self.last.finish_reason == "length":
             console.dim(self._why_cut())
         if self.show_stats:
             console.dim(statistics_line(self.last))
+
+    def _head(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
 
     def _why_cut(self) -> str:
         used = self.last.n_prompt + self.last.n_generated if self.last else 0
@@ -105,8 +102,9 @@ class ChatSession:
         record = {"model": self.llm.path.name, "messages": self.conversation()}
         try:
             path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{path}: cannot write: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL, a text that is not Unicode
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"{path}: cannot write: {reason}") from error
 
     def load(self, path: Path) -> None:
         """Replace the conversation by one that save() or another OpenAI-style tool wrote."""

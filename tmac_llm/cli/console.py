@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,30 @@ class State:
 
 
 state = State()
+
+
+def prepare_streams() -> None:
+    """Make the standard streams fit to use: text comes in as UTF-8, and no answer fails to be shown.
+
+    A closed stream (`<&-`) reads and writes nothing: Python has None for it, and the next file opened would
+    take its number. What the locale cannot show becomes a question mark.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (open until the end)
+    # An embedding program may have put in something else.
+    if isinstance(sys.stdin, TextIOWrapper):  # the locale C would let wrong bytes through as lone surrogates
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def drop_unwritten() -> None:
+    """Forget what stdout could not take (a full disk), so that the exit does not fail on it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the end)
 
 
 def out(text: str) -> None:
@@ -50,8 +75,9 @@ def warn(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Write the one line of a failure to stderr, quiet or not."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    """Write the one line of a failure to stderr, quiet or not; names out of damaged files stay on it."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(f"error: {shown}", file=sys.stderr, flush=True)
 
 
 def interactive() -> bool:

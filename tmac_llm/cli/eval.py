@@ -46,6 +46,12 @@ def evaluate(
             "--chunks", min=1, show_default="the whole text", help="Evaluate the first N chunks only."
         ),
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, help="Tokens of a pass; 1 is slow and runs the kernels that decoding does."
+        ),
+    ] = 128,
     tables: opt.Tables = None,
     threads: opt.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
@@ -68,7 +74,7 @@ def evaluate(
         kernels.set_threads(threads)
     path = packed_path(model)
     other = _reference_path(reference) if reference else None
-    result = measure(path, read_text(text), other, context=context, chunks=chunks, tables=tables)
+    result = measure(path, read_text(text), other, context=context, chunks=chunks, batch=batch, tables=tables)
     if as_json:
         facts = {"model": path.name, "reference": other.name if other else None, "text": str(text)}
         console.out(json.dumps(facts | asdict(result), indent=2) + "\n")
@@ -97,6 +103,7 @@ def measure(
     context: int | None = None,
     chunks: int | None = None,
     at_most: int | None = None,
+    batch: int = 128,
     tables: str | None = None,
 ) -> Evaluation:
     """Evaluate the packed model at `path` with a progress bar.
@@ -124,7 +131,7 @@ def measure(
         def on_progress(done: int, total: int, perplexity: float) -> None:
             bar.update(task, description=f"perplexity {perplexity:.4f}", completed=done, total=total)
 
-        return evaluation.evaluate(model, windows[: chunks or at_most], other, on_progress)
+        return evaluation.evaluate(model, windows[: chunks or at_most], other, on_progress, batch=batch)
 
 
 def summary(result: Evaluation) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
-from tmac_llm.errors import ConvertError, StoreError
+from tmac_llm.errors import ConvertError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from tmac_llm.llm import LLM
@@ -29,6 +29,8 @@ def packed_path(model: str | None) -> Path:
     """The packed directory of a MODEL argument, converting a source that was not converted before."""
     if model is None:
         return _default()
+    if not model:
+        raise UsageError("MODEL is empty; leave it out for the storyteller that comes with tmac-llm")
     from tmac_llm import store
 
     path = Path(model).expanduser()
@@ -73,6 +75,12 @@ def _default() -> Path:
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
     target = store.home() / "embedded" / f"{source.name}-{digest}"
     if not _is_packed(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{target.parent}: cannot be made: {error.strerror}; set TMAC_HOME to a directory that can be written"
+            ) from None
         try:
             convert(source, target)
         except ConvertError:

@@ -44,7 +44,7 @@ Threads = Annotated[
         "--threads",
         "-t",
         min=1,
-        max=1024,
+        max=256,
         envvar="TMAC_THREADS",
         show_default="physical cores that this process may use",
         help="Threads of the lookup kernels.",
@@ -64,7 +64,7 @@ Context = Annotated[
     typer.Option(
         "--context",
         "-c",
-        min=1,
+        min=2,
         envvar="TMAC_CONTEXT",
         show_default="the model's",
         help="Longest prompt plus answer, in tokens.",

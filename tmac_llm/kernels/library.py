@@ -100,8 +100,8 @@ def _init(isa: str | None, n_threads: int | None) -> None:
         _check_isa(isa, source)
     if n_threads is None:
         n_threads = machine.default_threads()
-    if n_threads < 1:
-        raise KernelError(f"n_threads={n_threads}: expected 1 or more")
+    if not 1 <= n_threads <= machine.MAX_THREADS:
+        raise KernelError(f"n_threads={n_threads}: expected 1 to {machine.MAX_THREADS}")
     status = lib.tmac_init(ffi.NULL if isa is None else isa.encode(), n_threads)
     check(status, f"starting {n_threads} threads")
     _initialised = True

@@ -12,7 +12,18 @@ from tmac_llm.model.fields import Fields, show
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 HIDDEN_ACTS = ("silu", "relu2", "relu")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
-QUANT_METHODS = ("bitnet", "tmac")
+# BitNet is a way to compute, "tmac" says in its own fields whether it is one; the others store Llamas.
+QUANT_METHODS = (
+    "bitnet",
+    "tmac",
+    "gptq",
+    "awq",
+    "auto-round",
+    "intel/auto-round",
+    "hqq",
+    "compressed-tensors",
+    "bitdistiller",
+)
 
 _ARCHITECTURES = {
     "LlamaForCausalLM",
@@ -213,6 +224,10 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
         method = quant.choice("quant_method", QUANT_METHODS)
         if method == "tmac":
             return quant.boolean("int8_activations", None), quant.boolean("sub_norms", None)
+        if method != "bitnet":
+            if model_type == "bitnet":
+                raise quant.unsupported("quant_method", "bitnet for model_type bitnet")
+            return False, False
         if quant.boolean("use_rms_norm"):
             raise quant.unsupported("use_rms_norm", "false (one extra norm per linear is not computed)")
         return True, model_type == "bitnet"

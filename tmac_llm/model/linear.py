@@ -111,6 +111,24 @@ class SplitLinear:
         return out
 
 
+class PermutedLinear:
+    """A linear whose columns are stored in another order: its column j multiplies input perm[j].
+
+    perm: int32 (k,), a permutation.
+    """
+
+    def __init__(self, linear: Linear, perm: npt.NDArray[np.int32]) -> None:
+        self.m, self.k = linear.m, linear.k
+        self._linear, self._perm = linear, perm.astype(np.intp)
+        self._x = np.empty((0, self.k), np.float32)
+
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        if len(self._x) != len(x):
+            self._x = np.empty((len(x), self.k), np.float32)
+        np.take(x, self._perm, axis=1, out=self._x, mode="clip")  # the other modes copy `out`
+        return self._linear(self._x, out)
+
+
 def round_to_int8(x: Floats) -> tuple[Floats, Floats]:
     """BitNet's activations (arXiv 2402.17764, section 2): per token, 127 / absmax and x times it, rounded.
 

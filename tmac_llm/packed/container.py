@@ -16,12 +16,13 @@ Tensors; names.py says which a model has:
 
     <matrix>.tiles   U8 (packed_size,)  the bytes drawn in csrc/layout.h, for each entry of `matrices`
     <matrix>.weight  F32, F16 or BF16 (m, k), for a matrix kept in float
+    <matrix>.perm    I32 (k,), where the columns are in another order: column j is for input perm[j]
     <matrix>.bias    F32 (m,), where the layer has one
     <norm>.weight    F32 (length,)
 
 q, k, v are one matrix qkv_proj and gate, up one gate_up_proj, rows stacked in that order, unless their
-encodings differ. lm_head is absent where it is tied to the embedding. Tiles come first, then F32, then 16-bit
-tensors, and the data of a file starts at a multiple of 64, so that every tensor is aligned to its type.
+encodings or orders differ. lm_head is absent where it is tied to the embedding. Tiles come first, then F32, I32
+and 16-bit tensors, and the data of a file starts at a multiple of 64, so that every tensor is aligned to its type.
 
 A directory is a packed model once it has its final name: a writer works in a sibling
 `.NAME.convert-PID-RANDOM`, writes the manifest last and renames.
@@ -169,9 +170,20 @@ class PackedModel:
                 expected, found = (linear.m, linear.k), (shape.m, shape.k)
                 raise self._damaged(f"{linear.name}: expected {expected}, found {found}")
             stored = {self._check_tensor(f"{linear.name}.tiles", ("U8",), (shape.packed_size,))}
+            if self.has(f"{linear.name}.perm"):
+                stored.add(self._check_permutation(f"{linear.name}.perm", linear.k))
         if linear.bias or self.has(bias):
             stored.add(self._check_tensor(bias, ("F32",), (linear.m,)))
         return stored
+
+    def _check_permutation(self, name: str, k: int) -> str:
+        self._check_tensor(name, ("I32",), (k,))
+        perm, seen = self._tensors[name], np.zeros(k, bool)
+        if perm.min() >= 0 and perm.max() < k:
+            seen[perm] = True
+        if not seen.all():
+            raise self._damaged(f"{name}: not a permutation of {k} columns")
+        return name
 
     def _check_tensor(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> str:
         tensor = self._tensors.get(name)
@@ -179,7 +191,8 @@ class PackedModel:
             raise self._damaged(f"tensor {name} is missing")
         if tensor.shape != shape or tensor.dtype not in [files.DTYPES[dtype] for dtype in dtypes]:
             expected = f"{' or '.join(dtypes)} {shape}"
-            raise self._damaged(f"{name}: expected {expected}, found {tensor.dtype} {tensor.shape}")
+            found = next(dtype for dtype in files.DTYPES if files.DTYPES[dtype] == tensor.dtype)
+            raise self._damaged(f"{name}: expected {expected}, found {found} {tensor.shape}")
         return name
 
     def _damaged(self, what: str) -> PackedModelError:

@@ -29,6 +29,7 @@ TEMPORARY = re.compile(r"\.(?P<target>.+)\.convert-(?P<pid>[0-9]{1,9})-[0-9a-f]{
 DTYPES = {
     "U8": np.dtype(np.uint8),
     "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }

@@ -277,7 +277,7 @@ def _is_locked(path: Path) -> bool:
 
 def _file_order(spec: TensorSpec) -> int:
     """Tiles have multiples of 128 bytes, F32 of 4: in this order every tensor is aligned to its type."""
-    return ("U8", "F32", "F16", "BF16").index(spec.dtype)
+    return ("U8", "F32", "I32", "F16", "BF16").index(spec.dtype)
 
 
 def _plan_shards(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:

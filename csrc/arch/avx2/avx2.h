@@ -75,21 +75,6 @@ INLINE void add_entries(octet_sum *sum, __m256i lo, __m256i hi, const int p, con
     }
 }
 
-/* int8 tables: planes p and p + 1 of two octets, half i of the quad, for each token. */
-INLINE void pair_lookup(const __m256i index[OCTETS_PER_TILE], const int8_t *tables, const int i, const int p,
-                        octet_sum sums[][OCTETS_PER_TILE], const int bits, const int tokens)
-{
-    UNROLL for (int t = 0; t < tokens; t++)
-    {
-        const __m256i table = table_half(tables + t * TABLE_BYTES, i);
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-        {
-            const __m256i entries = _mm256_shuffle_epi8(table, index[o]);
-            add_entries(&sums[t][o], entries, entries, p, p + 1, bits, 0);
-        }
-    }
-}
-
 /* The last plane of odd bits: a register holds 16 rows, so interleaving the entries of both halves of the quad makes
  * adjacent bytes two k-groups of one row, equal in weight. (Keeping even and odd rows apart instead, as sums of
  * biased words and of their high bytes, needs as many instructions and twice the accumulators.) */
@@ -101,28 +86,22 @@ INLINE void add_last_plane(octet_sum sums[OCTETS_PER_TILE], __m256i lo_01, __m25
     add_entries(&sums[1], _mm256_unpackhi_epi8(lo_01, lo_23), _mm256_unpackhi_epi8(hi_01, hi_23), p, p, bits, exact);
 }
 
-/* int8 tables: all planes of one quad and one tile. at: the first indices (reorder.c). tables: of the first token. */
-INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[][OCTETS_PER_TILE], const int bits,
-                        const int tokens)
+/* int8 tables: all planes of one quad and one tile. at: the quad's first indices (reorder.c). */
+INLINE void quad_lookup(const uint8_t *at, const int8_t *tables, octet_sum sums[OCTETS_PER_TILE], const int bits)
 {
     const __m256i *weights = (const __m256i *)at;
-    UNROLL for (int p = 0; p + 1 < bits; p += 2)
+    const __m256i table_01 = table_half(tables, 0), table_23 = table_half(tables, 1);
+    UNROLL for (int v = 0; v < bits; v++) /* two octets of a pair of planes, or the last plane */
     {
-        __m256i index[OCTETS_PER_TILE];
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-            index[o] = low_index(_mm256_load_si256(weights + 2 * (p + o)));
-        pair_lookup(index, tables, 0, p, sums, bits, tokens);
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-            index[o] = high_index(_mm256_load_si256(weights + 2 * (p + o)));
-        pair_lookup(index, tables, 1, p, sums, bits, tokens);
-    }
-    if (bits % 2 == 0) return;
-    const __m256i w = _mm256_load_si256(weights + 2 * (bits - 1)), low = low_index(w), high = high_index(w);
-    UNROLL for (int t = 0; t < tokens; t++)
-    {
-        const __m256i first = _mm256_shuffle_epi8(table_half(tables + t * TABLE_BYTES, 0), low);
-        const __m256i second = _mm256_shuffle_epi8(table_half(tables + t * TABLE_BYTES, 1), high);
-        add_last_plane(sums[t], first, second, first, second, bits, 0);
+        const __m256i w = _mm256_load_si256(weights + 2 * v);
+        const __m256i first = _mm256_shuffle_epi8(table_01, low_index(w));
+        const __m256i second = _mm256_shuffle_epi8(table_23, high_index(w));
+        if (bits % 2 && v == bits - 1) {
+            add_last_plane(sums, first, second, first, second, bits, 0);
+        } else {
+            add_entries(&sums[v % 2], first, first, v / 2 * 2, v / 2 * 2 + 1, bits, 0);
+            add_entries(&sums[v % 2], second, second, v / 2 * 2, v / 2 * 2 + 1, bits, 0);
+        }
     }
 }
 
@@ -144,32 +123,23 @@ INLINE __m256i half_sum(const __m256i index[4], const int8_t *table, int64_t qua
                            _mm256_shuffle_epi8(table_half(table + quad_stride, i), index[2 + i]));
 }
 
-/* Exact tables: all planes of one step and one tile; the byte sums of a step are weighed and widened once. tables: of
- * the first token in the first quad; quad_stride bytes to the second. */
-INLINE void step_lookup_exact(const uint8_t *at, const int8_t *tables, int64_t quad_stride,
-                              octet_sum sums[][OCTETS_PER_TILE], const int bits, const int tokens)
+/* Exact tables: all planes of one step and one tile; the byte sums of a step are weighed and widened once. lo: tables of
+ * the first quad, quad_stride bytes before those of the second. */
+INLINE void step_lookup_exact(const uint8_t *at, const int8_t *lo, int64_t quad_stride, octet_sum sums[OCTETS_PER_TILE],
+                              const int bits)
 {
-    __m256i index[4];
-    UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++)
-        UNROLL for (int p = 0; p + 1 < bits; p += 2)
-        {
-            step_indices(at + (p + o) * 2 * INDEX_BYTES, index);
-            UNROLL for (int t = 0; t < tokens; t++)
-            {
-                const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
-                add_entries(&sums[t][o],
-                            _mm256_add_epi8(half_sum(index, lo, quad_stride, 0), half_sum(index, lo, quad_stride, 1)),
-                            _mm256_add_epi8(half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1)),
-                            p, p + 1, bits, 1);
-            }
-        }
-    if (bits % 2 == 0) return;
-    step_indices(at + (bits - 1) * 2 * INDEX_BYTES, index);
-    UNROLL for (int t = 0; t < tokens; t++)
+    const int8_t *hi = lo + TABLE_BYTES;
+    UNROLL for (int v = 0; v < bits; v++) /* two octets of a pair of planes, or the last plane */
     {
-        const int8_t *lo = tables + t * 2 * TABLE_BYTES, *hi = lo + TABLE_BYTES;
-        add_last_plane(sums[t], half_sum(index, lo, quad_stride, 0), half_sum(index, lo, quad_stride, 1),
-                       half_sum(index, hi, quad_stride, 0), half_sum(index, hi, quad_stride, 1), bits, 1);
+        __m256i index[4];
+        step_indices(at + v * 2 * INDEX_BYTES, index);
+        const __m256i lo_01 = half_sum(index, lo, quad_stride, 0), lo_23 = half_sum(index, lo, quad_stride, 1);
+        const __m256i hi_01 = half_sum(index, hi, quad_stride, 0), hi_23 = half_sum(index, hi, quad_stride, 1);
+        if (bits % 2 && v == bits - 1)
+            add_last_plane(sums, lo_01, lo_23, hi_01, hi_23, bits, 1);
+        else
+            add_entries(&sums[v % 2], _mm256_add_epi8(lo_01, lo_23), _mm256_add_epi8(hi_01, hi_23), v / 2 * 2,
+                        v / 2 * 2 + 1, bits, 1);
     }
 }
 

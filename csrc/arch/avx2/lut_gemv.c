@@ -35,9 +35,9 @@ INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t b
      * share of a plain read with and without: 1 bit 0.74, 0.66; 2 bits 0.85, 0.93; 4 bits 0.86, 1.0; 2 bits exact 0.75,
      * 0.65; 4 bits exact 0.76, 0.88). Prefetching into the L2 cache only: up to 1.05, but 0.4 in some runs. */
     const int prefetch = bits <= 1 + exact ? bits * VECTOR_BYTES : 0;
-    octet_sum sums[TILES_PER_BLOCK][1][OCTETS_PER_TILE];
+    octet_sum sums[TILES_PER_BLOCK][OCTETS_PER_TILE];
     UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++)
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][0][o].a = sums[i][0][o].b = _mm256_setzero_si256();
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][o].a = sums[i][o].b = _mm256_setzero_si256();
     for (int32_t step = begin; step < end; step++) {
         const uint8_t *at = segment + step * bits * VECTOR_BYTES;
         const int8_t *step_tables = tables + step * 2 * (1 + exact) * TABLE_BYTES;
@@ -45,13 +45,13 @@ INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t b
             _mm_prefetch((const char *)at + line + PREFETCH_BYTES, _MM_HINT_T0);
         UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++, at += bits * 2 * INDEX_BYTES)
             if (exact) {
-                step_lookup_exact(at, step_tables, 2 * TABLE_BYTES, sums[i], bits, 1);
+                step_lookup_exact(at, step_tables, 2 * TABLE_BYTES, sums[i], bits);
             } else {
-                quad_lookup(at, step_tables, sums[i], bits, 1);
-                quad_lookup(at + INDEX_BYTES, step_tables + TABLE_BYTES, sums[i], bits, 1);
+                quad_lookup(at, step_tables, sums[i], bits);
+                quad_lookup(at + INDEX_BYTES, step_tables + TABLE_BYTES, sums[i], bits);
             }
     }
-    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++) widen(sums[i][0], totals[i], bits, exact);
+    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++) widen(sums[i], totals[i], bits, exact);
 }
 
 /* The same over a whole segment, however often the accumulators must be emptied. */

@@ -1,0 +1,51 @@
+"""A conversation without a terminal: what a failed turn leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tmac_llm
+from tmac_llm.cli.chat_session import ChatSession
+from tmac_llm.errors import ContextLengthError, UsageError
+
+
+@pytest.fixture
+def session(packed: Path) -> Iterator[ChatSession]:
+    with tmac_llm.load(packed, context_length=64) as llm:
+        made = ChatSession(llm, show_stats=False)
+        made.set_sampling(max_tokens=4, temperature=0)
+        yield made
+
+
+def test_a_failed_turn_leaves_the_conversation_as_it_was(session: ChatSession) -> None:
+    session.ask("Hello")
+    before = list(session.messages)
+    with pytest.raises(ContextLengthError):
+        session.ask("word " * 200)
+    assert session.messages == before
+    session.system = "word " * 200
+    with pytest.raises(ContextLengthError):
+        session.regenerate()
+    assert session.messages == before
+    session.system = None
+    session.regenerate()
+    assert session.messages[:-1] == before[:-1]
+    assert session.messages[-1]["role"] == "assistant"
+
+
+def test_a_conversation_with_nothing_to_answer(session: ChatSession) -> None:
+    session.messages = [{"role": "assistant", "content": "Hello"}]
+    with pytest.raises(UsageError, match="nothing to answer"):
+        session.regenerate()
+    assert len(session.messages) == 1
+
+
+def test_a_name_that_is_none(session: ChatSession, tmp_path: Path) -> None:
+    session.system = "a\udcff"
+    with pytest.raises(UsageError, match="cannot write"):
+        session.save(tmp_path / "talk.json")
+    with pytest.raises(UsageError, match="cannot write"):
+        session.save(Path("a\0b"))
