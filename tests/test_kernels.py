@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,34 @@ def test_exact_tables_quantise_float_activations_per_token(isa: str, rng: np.ran
     np.testing.assert_array_equal(
         matrix.matmul(x, tables="exact"), matrix.matmul(q, tables="exact", x_scales=amax / np.float32(127))
     )
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("fill", ["random", "lowest", "highest"])
+def test_ternary_products_are_integer_ones(isa: str, fill: str, rng: np.random.Generator) -> None:
+    """Five codes in a byte: every bit of the integer recipe, and of two planes, whatever tables are asked for."""
+    shape = MatrixShape(330, 290, 2, 0, False, 1.0, "ternary")
+    planes = replace(shape, encoding="planes")
+    codes = rng.integers(0, 3, (330, 290), dtype=np.uint8)
+    scales = rng.normal(size=330).astype(np.float32)
+    x = rng.integers(-128, 128, (65, 290)).astype(np.int8)
+    if fill != "random":
+        codes[:100] = 0
+        codes[100:200] = 2
+        x[:] = -128 if fill == "lowest" else 127
+    x_scales = rng.uniform(0.001, 0.1, 65).astype(np.float32)
+    expected = integer_recipe(shape, codes, scales, None, x, x_scales)
+    for n_threads in (1, 2, 3):
+        kernels.init(isa, n_threads)
+        matrix = Matrix(shape, kernels.pack(shape, codes, scales))
+        two = Matrix(planes, kernels.pack(planes, codes, scales))
+        for n in (1, 2, 65) if isa != "scalar" else (1, 2):
+            found = matrix.matmul(x[:n], tables="exact", x_scales=x_scales[:n])
+            np.testing.assert_array_equal(found, expected[:n])
+            floats = rng.normal(size=(n, 290)).astype(np.float32)
+            exact = two.matmul(floats, tables="exact")
+            np.testing.assert_array_equal(matrix.matmul(floats, tables="exact"), exact)
+            np.testing.assert_array_equal(matrix.matmul(floats), exact)
 
 
 @pytest.mark.usefixtures("threads")

@@ -1,5 +1,6 @@
 """Packing and quantising through the kernel wall, against numpy."""
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -101,6 +102,23 @@ def test_impossible_shapes(change: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"m": 4, "k": 4, "bits": 2, "group_size": 32, "has_zeros": False, "zero": 0.0}
     with pytest.raises(KernelError, match=r"expected m >= 1, k 1\.\.65536"):
         MatrixShape(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": 3}, {"group_size": 32}, {"has_zeros": True}, {"zero": 0.0}, {"encoding": "trits"}]
+)
+def test_impossible_ternary_shapes(change: dict[str, Any]) -> None:
+    shape = MatrixShape(4, 4, 2, 0, False, 1.0, "ternary")
+    with pytest.raises(KernelError, match="ternary"):
+        replace(shape, **change)
+
+
+def test_ternary_codes_are_below_3() -> None:
+    shape = MatrixShape(2, 7, 2, 0, False, 1.0, "ternary")
+    codes = np.full((2, 7), 2, np.uint8)
+    codes[1, 6] = 3
+    with pytest.raises(KernelError, match="found code 3, expected codes 0, 1, 2"):
+        kernels.pack(shape, codes, np.ones(2, np.float32))
 
 
 def test_pack_refuses(rng: np.random.Generator) -> None:

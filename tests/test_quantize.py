@@ -97,14 +97,16 @@ def test_weights_of_zero_have_no_error_and_no_ratio():
     assert error.nmse is None
 
 
+@pytest.mark.parametrize("int8_activations", [False, True])
 @pytest.mark.parametrize("m", [1, 63, 64, 65, 130])
-def test_ternary_weights_are_stored_exactly(m, monkeypatch):
+def test_ternary_weights_are_stored_exactly(m, int8_activations, monkeypatch):
     monkeypatch.setattr(quantize, "CHUNK_WEIGHTS", 64 * 70)
     rng = np.random.default_rng(m)
     values = rng.integers(-1, 2, (m, 70), dtype=np.int8)
     scales = np.exp(rng.uniform(-20, 20, m)).astype(np.float32)
     weight = ternary(values, scales)
-    shape = quantize.ternary_shape(weight, 128)
+    shape = quantize.ternary_shape(weight, 128, int8_activations)
+    assert shape.encoding == ("ternary" if int8_activations else "planes")
     assert np.array_equal(decode(shape, encode_all(weight, shape)), values * scales[:, None])
 
 
@@ -115,7 +117,8 @@ def test_float_weights_that_are_ternary_in_blocks_of_columns_are_stored_exactly(
     values = rng.integers(-1, 2, (100, 192)) * scales
     values[:4, :64] = [[0], [1], [-1], [1]] * np.abs(values[:4, :64])  # groups of one sign, or of zeros
     weight = dense(values.astype(np.float16))
-    shape = quantize.ternary_shape(weight, group_size)
+    shape = quantize.ternary_shape(weight, group_size, True)
+    assert shape.encoding == "planes"
     assert np.array_equal(decode(shape, encode_all(weight, shape)), values.astype(np.float32))
 
 

@@ -31,7 +31,7 @@ _BOUND: dict[Tables, float] = {"int8": 1.5e-2, "exact": 1e-5}
 
 @dataclass(frozen=True)
 class Case:
-    """One product: y (n, m) from x (n, k). bits None: ternary in two planes, one scale per row, exact tables."""
+    """One product: y (n, m) from x (n, k). bits None: ternary, five codes in a byte, always exact."""
 
     model: str
     matrix: str
@@ -46,7 +46,7 @@ class Case:
     def shape(self) -> MatrixShape:
         """How the weights are stored; grouped ones with zero points."""
         if self.bits is None:
-            return MatrixShape(self.m, self.k, 2, 0, False, 1.0)
+            return MatrixShape(self.m, self.k, 2, 0, False, 1.0, "ternary")
         return MatrixShape(self.m, self.k, self.bits, self.group_size, True, 0.0)
 
 
@@ -151,8 +151,8 @@ def run(
 def random_tiles(shape: MatrixShape, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """uint8 (packed_size,): random codes, scales that give weights of about unit variance per row."""
     data = np.frombuffer(bytearray(rng.bytes(shape.packed_size)), np.uint8)
-    if shape.group_size == 0:
-        data &= ~(data << 4)  # a ternary code has one of its two bits, or none
+    if shape.encoding == "ternary":
+        data = tiles.TERNARY_BYTES[data % len(tiles.TERNARY_BYTES)]
     tails = tiles.tails(shape, data)
     tails[:, :, 0] = rng.uniform(0.8, 1.2, tails[:, :, 0].shape) / np.sqrt(shape.k)
     if shape.has_zeros:
@@ -205,4 +205,4 @@ def _check(
 
 
 def _tables(bits: int | None, asked: Tables | None) -> Tables:
-    return asked or ("exact" if bits is None else "int8")
+    return "exact" if bits is None else asked or "int8"

@@ -172,7 +172,9 @@ class Plan:
         if self.keeps_codes and isinstance(weight, DenseWeight):
             return Matrix(name, weight, None)  # left in float by whoever quantised the others
         if self.is_ternary:
-            return Matrix(name, weight, quantize.ternary_shape(weight, self._options.group_size))
+            int8_activations = self._checkpoint.config.int8_activations
+            shape = quantize.ternary_shape(weight, self._options.group_size, int8_activations)
+            return Matrix(name, weight, shape)
         return self._dense(name, quantize.as_dense(weight), self.bits)
 
     def _dense(self, name: str, weight: DenseWeight, bits: int) -> Matrix:

@@ -18,7 +18,7 @@ from tmac_llm.checkpoint.weights import (
     Weight,
     to_float32,
 )
-from tmac_llm.kernels import MatrixShape
+from tmac_llm.kernels import Encoding, MatrixShape
 
 TERNARY_BITS = 2
 # Weights read at once: enough to keep the threads busy, small beside the memory budget.
@@ -65,14 +65,19 @@ class SearchError:
         return self.search / self.power if self.power else None
 
 
-def ternary_shape(weight: DenseWeight | TernaryWeight, group_size: int) -> MatrixShape:
+def ternary_shape(
+    weight: DenseWeight | TernaryWeight, group_size: int, int8_activations: bool
+) -> MatrixShape:
     """W = (code - 1) * scale with codes 0, 1, 2: exact for ternary weights, which keep their scale per row.
+
+    With int8 activations, five of these codes share a byte; products in that encoding are integer ones.
 
     Float weights of a ternary model, whose scale differs from column block to column block (TriLM), get one
     per group: exact too, as min-max rounding finds it, where a group lies inside one block.
     """
-    group = 0 if isinstance(weight, TernaryWeight) else group_size
-    return MatrixShape(*weight.shape, TERNARY_BITS, group, False, 1.0)
+    by_row = isinstance(weight, TernaryWeight)
+    encoding: Encoding = "ternary" if by_row and int8_activations else "planes"
+    return MatrixShape(*weight.shape, TERNARY_BITS, 0 if by_row else group_size, False, 1.0, encoding)
 
 
 def coded_shape(weight: CodedWeight) -> MatrixShape:

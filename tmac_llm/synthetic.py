@@ -68,7 +68,7 @@ class SyntheticModel:
             return None
         in_table = matrix in (names.EMBEDDING, names.LM_HEAD)
         if self.config.int8_activations and not in_table:
-            return MatrixShape(linear.m, linear.k, TERNARY_BITS, 0, False, 1.0)
+            return MatrixShape(linear.m, linear.k, TERNARY_BITS, 0, False, 1.0, "ternary")
         bits = self._head_bits if in_table else self._bits
         return (
             None if bits == FLOAT_BITS else MatrixShape(linear.m, linear.k, bits, self._group_size, True, 0.0)
@@ -82,11 +82,11 @@ class SyntheticModel:
         rng = self._rng(matrix)
         data: npt.NDArray[np.uint8] = rng.bit_generator.random_raw(-(-shape.packed_size // 8)).view(np.uint8)
         data = data[: shape.packed_size]
-        if shape.group_size == 0:
-            data &= ~(data << 4)  # a ternary code has one of its two bits, or none: never 3
+        if shape.encoding == "ternary":
+            data = tiles.TERNARY_BYTES[data % len(tiles.TERNARY_BYTES)]
         tails = tiles.tails(shape, data)
         levels = 2.0**shape.bits
-        deviation = math.sqrt(0.5 if shape.group_size == 0 else (levels**2 - 1) / 12)
+        deviation = math.sqrt(2 / 3 if shape.encoding == "ternary" else (levels**2 - 1) / 12)
         spread = rng.random(tails.shape, np.float32)
         tails[:, :, 0] = (0.8 + 0.4 * spread[:, :, 0]) / (deviation * math.sqrt(shape.k))
         if shape.has_zeros:

@@ -1,6 +1,7 @@
 """The packed layout: its drawing, its geometry in C and Python, and packing against the numpy reference."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,19 @@ HEADER = Path(__file__).parents[2] / "csrc" / "include" / "tmac.h"
 
 
 @st.composite
+def ternary_matrices(draw):
+    """The same of the ternary encoding."""
+    shape = MatrixShape(draw(st.integers(1, 140)), draw(st.integers(1, 100)), 2, 0, False, 1.0, "ternary")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    codes = rng.integers(0, 3, (shape.m, shape.k), dtype=np.uint8)
+    return shape, codes, rng.standard_normal(shape.m).astype(np.float32), None
+
+
+@st.composite
 def matrices(draw):
     """(shape, codes, scales, zeros) with tails of every kind."""
+    if draw(st.booleans()) and draw(st.booleans()):
+        return draw(ternary_matrices())
     group_size = draw(st.sampled_from(tiles.GROUP_SIZES))
     m, k = draw(st.integers(1, 140)), draw(st.integers(1, 300))
     has_zeros = draw(st.booleans())
@@ -48,6 +60,42 @@ def test_bytes_of_a_matrix_of_4_by_8():
     expected[2048:2064] = np.frombuffer(b"\0\0\x80\x3f\0\0\0\x40\0\0\x40\x40\0\0\x80\x40", np.uint8)
     assert np.array_equal(kernels.pack(shape, codes, scales), expected)
     assert np.array_equal(tiles.pack(shape, codes, scales, None), expected)
+
+
+def test_ternary_bytes():
+    """Five codes of a row in one byte, sign and magnitude; 1.6 bits per weight, whole steps of 30 columns."""
+    shape = MatrixShape(2, 33, 2, 0, False, 1.0, "ternary")
+    codes = np.ones((2, 33), np.uint8)
+    codes[0, :5], codes[1, :5] = 2, 0
+    codes[0, 5:7] = 2, 0  # the example of the module's docstring
+    codes[1, 32] = 2  # third code of the first byte of step 1
+    expected = np.zeros(2 * 384 + 256, np.uint8)
+    expected[[0, 1, 64, 384 + 1]] = 121, 0x80 | 121, 0x82, 9
+    expected[768:776] = np.frombuffer(b"\0\0\x80\x3f\0\0\0\xc0", np.uint8)
+    scales = np.array([1, -2], np.float32)
+    assert np.array_equal(kernels.pack(shape, codes, scales), expected)
+    assert np.array_equal(tiles.pack(shape, codes, scales, None), expected)
+    assert MatrixShape(6400, 3000, 2, 0, False, 1.0, "ternary").packed_size == 6400 * (3000 // 5 + 4)
+    outside = expected.copy()
+    outside[[0, 1, 64]] = 122, 0xFF, 0x80  # no value of five codes, and minus zero: all are zeros
+    for unpack in (kernels.unpack, tiles.unpack):
+        found = unpack(shape, outside)[0]
+        assert (found[:, :10] == 1).all()
+        assert found[1, 32] == 2
+    assert np.array_equal(
+        tiles.unpack(MatrixShape(1, 1215, 2, 0, False, 1.0, "ternary"), all_values())[0], digits()
+    )
+
+
+def all_values():
+    """One row: every value of five codes in one byte each."""
+    rows = np.zeros((246 // 6 * 6, 64), np.uint8)
+    rows[:243, 0] = tiles.TERNARY_BYTES
+    return np.concatenate([rows.reshape(-1), np.zeros(256, np.uint8)])
+
+
+def digits():
+    return np.array([[v // 3**j % 3 for v in range(243) for j in range(5)]], np.uint8)
 
 
 def test_bytes_of_the_last_plane_of_odd_bits():
@@ -88,9 +136,7 @@ def test_packing_in_chunks_of_rows_gives_the_same_bytes(matrix):
     whole, parts = kernels.pack(shape, codes, scales, zeros), []
     for begin in range(0, shape.m, 64):
         rows = slice(begin, min(begin + 64, shape.m))
-        part = MatrixShape(
-            rows.stop - begin, shape.k, shape.bits, shape.group_size, shape.has_zeros, shape.zero
-        )
+        part = replace(shape, m=rows.stop - begin)
         parts.append(kernels.pack(part, codes[rows], scales[rows], None if zeros is None else zeros[rows]))
     assert np.array_equal(np.concatenate(parts), whole)
 

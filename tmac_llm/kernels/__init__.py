@@ -7,9 +7,10 @@ from tmac_llm.kernels.library import IsaInfo, init, isa_selected, isas, n_thread
 from tmac_llm.kernels.matrix import Matrix, Tables
 from tmac_llm.kernels.packing import dequantize_rows, pack, pack_rows, unpack
 from tmac_llm.kernels.quantizing import Quantized, quantize
-from tmac_llm.kernels.shape import MatrixShape
+from tmac_llm.kernels.shape import Encoding, MatrixShape
 
 __all__ = [
+    "Encoding",
     "IsaInfo",
     "Matrix",
     "MatrixShape",

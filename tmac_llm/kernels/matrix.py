@@ -51,8 +51,9 @@ class Matrix:
 
         x: float32, float16 or int8, contiguous within a row. tables: "int8" rounds table entries to a scale
         per segment of columns; "exact" is the integer recipe of BitNet (float x is first quantised per token
-        to int8), and what matrices of encoding "ternary" use in either case. x_scales: float32 (n,), what one unit of int8 x is worth (None: 1). out: float32 of the
-        result's shape. Raises KernelError for a wrong dtype, shape or layout, and for NaN or infinity in x.
+        to int8), and what matrices of encoding "ternary" use in either case. x_scales: float32 (n,), what one
+        unit of int8 x is worth (None: 1). out: float32 of the result's shape. Raises KernelError for a wrong
+        dtype, shape or layout, and for NaN or infinity in x.
         """
         if out is None and isinstance(x, np.ndarray):
             out = np.empty((*x.shape[:-1], self.shape.m), np.float32)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from tmac_llm._native import ffi, lib
 from tmac_llm.errors import KernelError
 
-
 Encoding = Literal["planes", "ternary"]
 _ENCODINGS: dict[str, int] = {"planes": lib.TMAC_PLANES, "ternary": lib.TMAC_TERNARY}
 

@@ -213,7 +213,7 @@ def _read_config(path: Path, raw_config: Mapping[str, Any]) -> ModelConfig:
 
 def _read_shapes(where: Path, quantization: Mapping[str, Any]) -> dict[str, MatrixShape]:
     files.check_version(where, "format_version", quantization.get("format_version"), files.FORMAT_VERSION)
-    files.check_version(where, "layout_version", quantization.get("layout_version"), tiles.LAYOUT_VERSION)
+    files.check_version(where, "layout_version", quantization.get("layout_version"), *tiles.READABLE_VERSIONS)
     if quantization.get("tile") != tiles.TILE:
         raise PackedModelError(
             f"{where}: expected tile {tiles.TILE}, found {show(quantization.get('tile'))}; {AGAIN}"
@@ -232,7 +232,7 @@ def _read_shapes(where: Path, quantization: Mapping[str, Any]) -> dict[str, Matr
 def _read_shape(where: Path, name: str, fields: Any) -> MatrixShape:
     sound = (
         isinstance(fields, dict)
-        and fields.keys() == {"m", "k", "bits", "group_size", "has_zeros", "zero"}
+        and fields.keys() - {"encoding"} == {"m", "k", "bits", "group_size", "has_zeros", "zero"}
         and _is_int(fields["m"], 1, 2**31 - 1)
         and _is_int(fields["k"], 1, tiles.MAX_COLUMNS)
         and _is_int(fields["bits"], 1, tiles.MAX_BITS)
@@ -241,6 +241,10 @@ def _read_shape(where: Path, name: str, fields: Any) -> MatrixShape:
         and isinstance(fields["has_zeros"], bool)
         and isinstance(fields["zero"], int | float)
         and -256 <= fields["zero"] <= 256
+        and (
+            fields.get("encoding", "planes") == "planes"
+            or [fields[key] for key in ("encoding", *tiles.TERNARY)] == ["ternary", *tiles.TERNARY.values()]
+        )
     )
     if not sound:
         raise PackedModelError(f"{where}: matrices: {show(name)}: not a shape: {show(fields)}; {AGAIN}")

@@ -78,11 +78,12 @@ def read_manifest(path: Path) -> dict[str, FileEntry]:
     return entries
 
 
-def check_version(where: Path, key: str, found: object, expected: int) -> None:
-    """Raises PackedModelError unless the versions are equal."""
-    if isinstance(found, bool) or found != expected:
+def check_version(where: Path, key: str, found: object, *expected: int) -> None:
+    """Raises PackedModelError unless the version is one of those expected."""
+    if isinstance(found, bool) or found not in expected:
+        versions = " or ".join(map(str, expected))
         raise PackedModelError(
-            f"{where}: expected {key} {expected}, found {show(found)}; {AGAIN} or install a matching tmac-llm"
+            f"{where}: expected {key} {versions}, found {show(found)}; {AGAIN} or install a matching tmac-llm"
         )
 
 

@@ -36,10 +36,15 @@ GROUP_SIZES = (0, 32, 64, 128)
 
 QUAD_COLUMNS = 16
 TILES_PER_BLOCK = ROWS_PER_BLOCK // ROWS_PER_TILE
+VECTOR_BYTES = TILES_PER_BLOCK * ROWS_PER_TILE * QUAD_COLUMNS // 4
+
+# The ternary encoding: what its shapes have, five codes in a byte, whole steps of 30 columns.
+TERNARY = {"bits": 2, "group_size": 0, "has_zeros": False, "zero": 1.0}
 CODES_PER_BYTE = 5
 MAX_MAGNITUDE = 121
-BYTES_PER_TERNARY_STEP = 6  # per row: 30 columns
-VECTOR_BYTES = TILES_PER_BLOCK * ROWS_PER_TILE * QUAD_COLUMNS // 4
+BYTES_PER_TERNARY_STEP = 6
+# The bytes of all values of five codes, from -121 to 121.
+TERNARY_BYTES = np.array([v if v >= 0 else 128 - v for v in range(-121, 122)], np.uint8)
 
 # What config.json says about the bytes; a reader refuses any other.
 TILE = {
@@ -169,7 +174,9 @@ def _pack_ternary(shape: MatrixShape, codes: Bytes, scales: npt.NDArray[Any]) ->
     out, tail = _split_ternary(shape, tiles)
     trits = np.zeros((n_blocks(shape) * ROWS_PER_BLOCK, out.shape[1] * CODES_PER_BYTE), np.int16)
     trits[: shape.m, : shape.k] = codes.astype(np.int16) - 1
-    values = trits.reshape(-1, ROWS_PER_BLOCK, out.shape[1], CODES_PER_BYTE) @ 3 ** np.arange(5, dtype=np.int16)
+    values = trits.reshape(-1, ROWS_PER_BLOCK, out.shape[1], CODES_PER_BYTE) @ 3 ** np.arange(
+        5, dtype=np.int16
+    )
     out[:] = np.where(values < 0, 128 - values, values).astype(np.uint8).transpose(0, 2, 1)
     rows = np.zeros(len(trits), np.float32)
     rows[: shape.m] = scales
