@@ -73,11 +73,9 @@ typedef struct {
     /* One token, the slab of row blocks [block_begin, block_end). slab: its first byte. scales: of row 0. */
     void (*ternary_gemv)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                          int32_t block_begin, int32_t block_end, float *y);
-    /* n tokens, one slab, steps [step_begin, step_end); step_begin is a multiple of TERNARY_PANEL_STEPS, step_end too or
-     * the last. y: float32 (n, ldy), as in gemm; partial sums are integers. */
+    /* The same for n tokens. y: float32 (n, ldy). */
     void (*ternary_gemm)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
-                         int32_t block_begin, int32_t block_end, int32_t step_begin, int32_t step_end, float *y,
-                         int64_t ldy);
+                         int32_t block_begin, int32_t block_end, float *y, int64_t ldy);
 } tmac_kernels;
 
 extern const tmac_kernels tmac_kernels_scalar;

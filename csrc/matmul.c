@@ -34,7 +34,7 @@ typedef struct {
     tmac_lut lut;
     float *floats;  /* (n, k) activations raised to float32, where they are float16 */
     int8_t *ints;   /* (n, k) activations quantised per token, where they are float and tables exact */
-    int32_t segment_begin, segment_end; /* of the running panel; ternary: steps */
+    int32_t segment_begin, segment_end; /* of the running panel */
     _Atomic int nonfinite;
 } product;
 
@@ -116,25 +116,17 @@ static void multiply_slabs(void *context, int32_t begin, int32_t end, int thread
         const int32_t first = tmac_slab_block(p->matrix, i), last = tmac_slab_block(p->matrix, i + 1);
         const uint8_t *slab = memory + first * codes_bytes;
         if (p->lut.n == 1) p->matrix->kernels->ternary_gemv(shape, slab, scales, &p->lut, first, last, p->y);
-        else
-            p->matrix->kernels->ternary_gemm(shape, slab, scales, &p->lut, first, last, p->segment_begin,
-                                             p->segment_end, p->y, p->ldy);
+        else p->matrix->kernels->ternary_gemm(shape, slab, scales, &p->lut, first, last, p->y, p->ldy);
     }
 }
 
-/* `multiply` of a ternary matrix. */
+/* `multiply` of a ternary matrix; its kernels go panel by panel themselves. */
 static void multiply_ternary(product *p)
 {
-    const int32_t n = p->lut.n, steps = tmac_ternary_steps(&p->matrix->shape);
-    const int32_t build_grain = BUILD_COLUMNS / TERNARY_COLUMNS / n;
+    const int32_t build_grain = BUILD_COLUMNS / TERNARY_COLUMNS / p->lut.n;
+    const int32_t steps = tmac_ternary_steps(&p->matrix->shape);
     tmac_parallel_for(steps, build_grain > 1 ? build_grain : 1, build_ternary, p);
-    const int32_t wanted = PANEL_BYTES / TERNARY_STEP_TABLES / n / TERNARY_PANEL_STEPS * TERNARY_PANEL_STEPS;
-    const int32_t panel = n == 1 ? steps : wanted < TERNARY_PANEL_STEPS ? TERNARY_PANEL_STEPS : wanted;
-    for (int32_t begin = 0; begin < steps; begin += panel) {
-        p->segment_begin = begin;
-        p->segment_end = steps - begin < panel ? steps : begin + panel;
-        tmac_parallel_for(p->matrix->n_slabs, 1, multiply_slabs, p);
-    }
+    tmac_parallel_for(p->matrix->n_slabs, 1, multiply_slabs, p);
 }
 
 static void sum_totals(const tmac_lut *lut, int32_t n_segments)

@@ -84,19 +84,15 @@ static void lut_drop(ternary_lut *o) { guarded_free(&o->tables), guarded_free(&o
 
 /* Row blocks [0, first) are one slab, the others the next. Any byte is a code. */
 static guarded product_of(const tmac_kernels *isa, const tmac_shape *s, const uint8_t *codes, const float *scales,
-                          const tmac_lut *lut, int32_t first, int32_t split, int32_t ldy)
+                          const tmac_lut *lut, int32_t first, int one, int32_t ldy)
 {
     const int32_t steps = tmac_ternary_steps(s), blocks = tmac_n_blocks(s);
     guarded y = guarded_alloc((size_t)((lut->n - 1) * ldy + s->m) * sizeof(float), 4);
     float *out = (float *)y.data;
     for (int32_t begin = 0, end = first; begin < blocks; begin = end, end = blocks) {
         const uint8_t *slab = codes + (int64_t)begin * steps * TERNARY_STEP_BYTES;
-        if (lut->n == 1 && split < 0) {
-            isa->ternary_gemv(s, slab, scales, lut, begin, end, out);
-            continue;
-        }
-        if (split > 0) isa->ternary_gemm(s, slab, scales, lut, begin, end, 0, split, out, ldy);
-        isa->ternary_gemm(s, slab, scales, lut, begin, end, split > 0 ? split : 0, steps, out, ldy);
+        if (one) isa->ternary_gemv(s, slab, scales, lut, begin, end, out);
+        else isa->ternary_gemm(s, slab, scales, lut, begin, end, out, ldy);
     }
     return y;
 }
@@ -128,8 +124,8 @@ static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t
     const tmac_shape s = ternary(m, k);
     const int32_t steps = tmac_ternary_steps(&s), blocks = tmac_n_blocks(&s), ldy = m + random_below(3);
     const int32_t first = blocks > TERNARY_SLAB_BLOCKS ? TERNARY_SLAB_BLOCKS : 1 + random_below(blocks);
-    const int32_t split = n == 1 && pattern % 2 ? -1 : random_below((steps - 1) / 4 + 1) * 4;
-    snprintf(where, sizeof where, "ternary m %d k %d n %d pattern %d first %d split %d", m, k, n, pattern, first, split);
+    const int one = n == 1 && pattern % 2;
+    snprintf(where, sizeof where, "ternary m %d k %d n %d pattern %d first %d gemv %d", m, k, n, pattern, first, one);
     guarded q = guarded_alloc((size_t)n * (size_t)k, 1), codes = guarded_alloc((size_t)blocks * (size_t)steps * 384, 0);
     guarded scales = guarded_alloc((size_t)blocks * ROWS * 4, 0);
     fill_bytes((int8_t *)q.data, n * k, pattern);
@@ -140,10 +136,10 @@ static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t
     ternary_lut lut = tables_of(isa, &s, n, (int8_t *)q.data);
     check_equal(&want_lut.tables, &lut.tables, isa->name, "ternary tables");
     guarded want = product_of(&tmac_kernels_scalar, &s, codes.data, (float *)scales.data, &lut.lut, first, 0, ldy);
-    guarded got = product_of(isa, &s, codes.data, (float *)scales.data, &lut.lut, first, split, ldy);
+    guarded got = product_of(isa, &s, codes.data, (float *)scales.data, &lut.lut, first, one, ldy);
     if (isa == &tmac_kernels_scalar)
         check_rows(&s, codes.data, (float *)scales.data, &lut.lut, (int8_t *)q.data, first, (float *)got.data, ldy);
-    check_equal(&want, &got, isa->name, split < 0 ? "ternary gemv's y" : "ternary gemm's y");
+    check_equal(&want, &got, isa->name, one ? "ternary gemv's y" : "ternary gemm's y");
     guarded_free(&q), guarded_free(&codes), guarded_free(&scales), guarded_free(&want), guarded_free(&got);
     lut_drop(&want_lut), lut_drop(&lut);
 }
@@ -152,7 +148,7 @@ static void test_kernels(const tmac_kernels *isa)
 {
     static const int32_t tokens[] = {1, 1, 2, 3, 1, 5, 8};
     for (int i = 0; i < 200; i++)
-        test_products(isa, 1 + random_below(700), 1 + random_below(i % 4 ? 320 : 40), tokens[i % 7], i % N_PATTERNS);
+        test_products(isa, 1 + random_below(700), 1 + random_below(i % 4 ? 640 : 40), tokens[i % 7], i % N_PATTERNS);
     test_products(isa, 44 * ROWS - 3, 160, 1, 1);
     for (int pattern = LOW; pattern <= HIGH; pattern++) test_products(isa, 70, 2000, 1, pattern);
 }

@@ -12,75 +12,79 @@ typedef struct {
     __m512i lane[4];
 } ternary_sum;
 
-enum { TERNARY_MAX_SUMS = 4 }; /* row blocks x tokens of one panel: more would spill */
-
 /* Where a panel's operands lie. */
 typedef struct {
-    const uint8_t *codes; /* of the first row block; the next ones follow at 64 bytes */
-    int64_t group_bytes;  /* from group to group */
-    const int8_t *tables; /* of the first token */
-    int64_t token_bytes, step_bytes;
-    int32_t steps; /* at most TERNARY_PANEL_STEPS */
+    const uint8_t *codes; /* of a chunk; its row blocks lie side by side */
+    const int8_t *tables;
+    int64_t table_bytes; /* from step to step */
+    int32_t steps;       /* at most TERNARY_PANEL_STEPS */
 } ternary_panel;
 
-/* One step: words[token * blocks + block][0, 1] += rows 0..7, 8..15 of each lane. */
-INLINE void ternary_step(const uint8_t *codes, const int64_t group_bytes, const int8_t *tables, const int64_t token_bytes,
-                         __m512i words[][2], const int blocks, const int tokens)
+/* One step: words[block][0, 1] += rows 0..7, 8..15 of each lane. */
+INLINE void ternary_step(const uint8_t *codes, const int8_t *tables, __m512i words[][2], const int blocks)
 {
-    const __m512i weights = _mm512_set1_epi16(EXACT_SPLIT << 8 | 1);
-    __m512i lo[TERNARY_MAX_SUMS], hi[TERNARY_MAX_SUMS];
+    const __m512i weights = _mm512_set1_epi16(EXACT_SPLIT << 8 | 1), zero = _mm512_setzero_si512();
+    __m512i lo[TERNARY_CHUNK_BLOCKS], hi[TERNARY_CHUNK_BLOCKS];
+    UNROLL for (int b = 0; b < blocks; b++) lo[b] = hi[b] = zero;
     UNROLL for (int g = 0; g < TERNARY_GROUPS; g++)
     {
-        __m512i code[TERNARY_MAX_SUMS];
-        __mmask64 negative[TERNARY_MAX_SUMS];
+        const int8_t *table = tables + g * 2 * TERNARY_TABLE_BYTES;
+        const __m512i lo_0 = _mm512_load_si512(table), lo_1 = _mm512_load_si512(table + 64);
+        const __m512i hi_0 = _mm512_load_si512(table + 128), hi_1 = _mm512_load_si512(table + 192);
         UNROLL for (int b = 0; b < blocks; b++)
         {
-            code[b] = _mm512_load_si512(codes + g * group_bytes + b * TMAC_ROWS_PER_BLOCK);
-            negative[b] = _mm512_movepi8_mask(code[b]);
-        }
-        UNROLL for (int t = 0; t < tokens; t++)
-        {
-            const int8_t *table = tables + t * token_bytes + g * 2 * TERNARY_TABLE_BYTES;
-            const __m512i lo_0 = _mm512_load_si512(table), lo_1 = _mm512_load_si512(table + 64);
-            const __m512i hi_0 = _mm512_load_si512(table + 128), hi_1 = _mm512_load_si512(table + 192);
-            UNROLL for (int b = 0; b < blocks; b++)
-            {
-                const int i = t * blocks + b;
-                __m512i a = _mm512_permutex2var_epi8(lo_0, code[b], lo_1), c = _mm512_permutex2var_epi8(hi_0, code[b], hi_1);
-                a = _mm512_mask_sub_epi8(a, negative[b], _mm512_setzero_si512(), a);
-                c = _mm512_mask_sub_epi8(c, negative[b], _mm512_setzero_si512(), c);
-                lo[i] = g ? _mm512_add_epi8(lo[i], a) : a;
-                hi[i] = g ? _mm512_add_epi8(hi[i], c) : c;
-                __asm__("" : "+v"(lo[i]), "+v"(hi[i])); /* else gcc adds the groups in another order, and spills */
-            }
+            const __m512i code = _mm512_load_si512(codes + (g * blocks + b) * TMAC_ROWS_PER_BLOCK);
+            const __mmask64 negative = _mm512_movepi8_mask(code);
+            const __m512i low = _mm512_permutex2var_epi8(lo_0, code, lo_1);
+            const __m512i high = _mm512_permutex2var_epi8(hi_0, code, hi_1);
+            lo[b] = _mm512_add_epi8(lo[b], _mm512_mask_sub_epi8(low, negative, zero, low));
+            hi[b] = _mm512_add_epi8(hi[b], _mm512_mask_sub_epi8(high, negative, zero, high));
+            __asm__("" : "+v"(lo[b]), "+v"(hi[b])); /* else gcc adds the groups in another order, and spills */
         }
         __asm__ volatile("" ::: "memory");
     }
-    UNROLL for (int i = 0; i < blocks * tokens; i++)
+    UNROLL for (int b = 0; b < blocks; b++)
     {
-        const __m512i first = _mm512_unpacklo_epi8(lo[i], hi[i]), second = _mm512_unpackhi_epi8(lo[i], hi[i]);
-        words[i][0] = _mm512_add_epi16(words[i][0], _mm512_maddubs_epi16(weights, first));
-        words[i][1] = _mm512_add_epi16(words[i][1], _mm512_maddubs_epi16(weights, second));
+        const __m512i first = _mm512_unpacklo_epi8(lo[b], hi[b]), second = _mm512_unpackhi_epi8(lo[b], hi[b]);
+        words[b][0] = _mm512_add_epi16(words[b][0], _mm512_maddubs_epi16(weights, first));
+        words[b][1] = _mm512_add_epi16(words[b][1], _mm512_maddubs_epi16(weights, second));
     }
 }
 
-/* sums[token * blocks + block] += the panel. */
-INLINE void ternary_lookup(const ternary_panel *p, ternary_sum *sums, const int blocks, const int tokens)
+INLINE void ternary_chunk(const ternary_panel *p, ternary_sum *sums, const int blocks)
 {
-    __m512i words[TERNARY_MAX_SUMS][2];
-    UNROLL for (int i = 0; i < blocks * tokens; i++) words[i][0] = words[i][1] = _mm512_setzero_si512();
+    __m512i words[TERNARY_CHUNK_BLOCKS][2];
+    UNROLL for (int b = 0; b < blocks; b++) words[b][0] = words[b][1] = _mm512_setzero_si512();
     for (int32_t s = 0; s < p->steps; s++)
-        ternary_step(p->codes + s * TERNARY_GROUPS * p->group_bytes, p->group_bytes, p->tables + s * p->step_bytes,
-                     p->token_bytes, words, blocks, tokens);
-    UNROLL for (int i = 0; i < blocks * tokens; i++)
+        ternary_step(p->codes + s * blocks * TERNARY_STEP_BYTES, p->tables + s * p->table_bytes, words, blocks);
+    UNROLL for (int b = 0; b < blocks; b++)
         UNROLL for (int half = 0; half < 2; half++)
         {
-            const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(words[i][half], 16), 16);
-            __m512i *lanes = sums[i].lane + 2 * half;
+            const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(words[b][half], 16), 16);
+            __m512i *lanes = sums[b].lane + 2 * half;
             lanes[0] = _mm512_add_epi32(lanes[0], even);
-            lanes[1] = _mm512_add_epi32(lanes[1], _mm512_srai_epi32(words[i][half], 16));
+            lanes[1] = _mm512_add_epi32(lanes[1], _mm512_srai_epi32(words[b][half], 16));
         }
 }
+
+/* sums[b] += the panel of a chunk of `blocks` row blocks, 1 .. TERNARY_CHUNK_BLOCKS. */
+INLINE void ternary_lookup(const ternary_panel *p, ternary_sum *sums, int32_t blocks)
+{
+    switch (blocks) {
+    case 1: ternary_chunk(p, sums, 1); break;
+    case 2: ternary_chunk(p, sums, 2); break;
+    case 3: ternary_chunk(p, sums, 3); break;
+    default: ternary_chunk(p, sums, 4);
+    }
+}
+
+INLINE void ternary_clear(ternary_sum *sums, int32_t blocks)
+{
+    for (int32_t b = 0; b < blocks; b++)
+        UNROLL for (int i = 0; i < 4; i++) sums[b].lane[i] = _mm512_setzero_si512();
+}
+
+INLINE int32_t at_most(int32_t limit, int32_t n) { return n < limit ? n : limit; }
 
 /* rows[l] = rows 16 l .. 16 l + 15 of a block. */
 INLINE void ternary_rows(const ternary_sum *sum, __m512 rows[4])
