@@ -141,6 +141,12 @@ def test_hostile_templates_end_in_one_line(source):
     assert len(str(caught.value)) < 700
 
 
+def test_messages_larger_than_any_prompt():
+    template = ChatTemplate("{{ messages[0].content }}", "x")
+    with pytest.raises(TemplateError, match=r"the messages have 5000000 characters.*shorten the prompt"):
+        template.render([{"role": "user", "content": "a" * 5_000_000}])
+
+
 def test_an_unsafe_attribute_is_empty_text():
     assert render("{{ messages.__class__ }}") == ""
 

@@ -70,6 +70,7 @@ class ChatTemplate:
         adjacent messages of one role joined (by an empty line), and then with the system text in front of the
         first user message. Raises TemplateError: the template's own complaint, or what failed in which line.
         """
+        _check_size(messages)
         try:
             text = self._render(messages, variables)
             if not adapt or _mentions_system(messages, text):
@@ -197,6 +198,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             return str(indent(text, width, *args, **kwargs))
 
         return bounded
+
+
+def _check_size(messages: Sequence[Message]) -> None:
+    """Raises TemplateError for messages that no template could write within the bounds."""
+    contents = (message.get("content") for message in messages if isinstance(message, dict))
+    size = sum(len(content) for content in contents if isinstance(content, str))
+    if size > MAX_SIZE:
+        raise TemplateError(
+            f"the messages have {size} characters, a chat template may write {MAX_SIZE}; shorten the prompt"
+        )
 
 
 def _bound_values(node: nodes.Node) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import tmac_llm
+from tmac_llm.cli import console
 from tmac_llm.cli.chat_session import ChatSession
 from tmac_llm.errors import ContextLengthError, UsageError
 
@@ -34,6 +36,46 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(session: ChatSession) -
     session.regenerate()
     assert session.messages[:-1] == before[:-1]
     assert session.messages[-1]["role"] == "assistant"
+
+
+@pytest.fixture
+def interrupted(session: ChatSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """interrupted(n): ask, with n Ctrl-C while the first piece of the answer is shown."""
+
+    def ask(times: int) -> None:
+        left = times
+
+        def out(text: str) -> None:
+            nonlocal left
+            while left:
+                left -= 1
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(console, "out", out)
+        session.sampling["max_tokens"] = 40
+        session.ask("Hello")
+
+    return ask
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_number_of_interrupts_ends_a_talk(
+    session: ChatSession, interrupted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted(times)
+    assert [message["role"] for message in session.messages] == ["user", "assistant"]
+    assert session.last is not None
+    assert session.last.finish_reason == "cancelled"
+    assert session.last.n_generated < 40
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_interrupt_ends_a_script(session: ChatSession, interrupted: Callable[[int], None]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(1)
+    assert session.messages == []
 
 
 def test_a_conversation_with_nothing_to_answer(session: ChatSession) -> None:

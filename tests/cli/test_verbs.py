@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bitnet"
-VERBS = ("chat", "generate", "convert", "bench", "list", "info", "rm", "doctor")
+VERBS = ("chat", "generate", "convert", "bench", "eval", "list", "info", "rm", "doctor")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
 

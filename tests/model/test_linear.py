@@ -8,7 +8,7 @@ from tmac_llm import kernels
 from tmac_llm.kernels import Matrix, MatrixShape
 from tmac_llm.model import linear as module
 from tmac_llm.model.embedding import DenseEmbedding, PackedEmbedding
-from tmac_llm.model.linear import DenseLinear, LutLinear, SplitLinear, round_to_int8
+from tmac_llm.model.linear import DenseLinear, LutLinear, PermutedLinear, SplitLinear, round_to_int8
 
 
 def ternary(m: int, k: int, seed: int = 0) -> tuple[Matrix, np.ndarray]:
@@ -109,3 +109,21 @@ def test_embeddings(ids):
     dense = weights.astype(ml_dtypes.bfloat16)
     DenseEmbedding(dense)(np.array(ids), out)
     np.testing.assert_array_equal(out, dense[ids].astype(np.float32))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_permuted_columns(bias):
+    """Decoding and prompts, rows that lie apart, given and new outputs: as the linear on permuted inputs."""
+    rng = np.random.default_rng(5)
+    matrix, _ = ternary(40, 96)
+    perm = rng.permutation(96).astype(np.int32)
+    lut = LutLinear(matrix, rng.standard_normal(40, np.float32) if bias else None)
+    permuted = PermutedLinear(lut, perm)
+    assert (permuted.m, permuted.k) == (40, 96)
+    wide, out = rng.standard_normal((7, 200), np.float32), np.empty((1, 40), np.float32)
+    for x in (wide[:, 3:99], wide[2:3, :96], wide[3:4, :96], wide[:, 100:196]):
+        expected = lut(np.ascontiguousarray(x[:, perm]))
+        np.testing.assert_array_equal(permuted(x), expected)
+        if len(x) == 1:
+            assert permuted(x, out) is out
+            np.testing.assert_array_equal(out, expected)

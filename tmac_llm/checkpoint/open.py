@@ -126,6 +126,12 @@ class Checkpoint:
         contents win over the flag, as in transformers 5.
         """
         found = [name for name in (names.EMBEDDING, names.LM_HEAD) if name in self._files]
+        for suffix, kind in _FOREIGN_SUFFIXES.items():
+            if f"lm_head{suffix}" in self._files:
+                raise UnsupportedError(
+                    f"tensor lm_head{suffix}: a quantised output head ({kind}) is not supported; supported: lm_head in"
+                    " float; convert the unquantised original of this model instead"
+                )
         for name in found or [names.EMBEDDING]:
             check_float(self._files, name, (config.vocab_size, config.hidden_size))
         weights = [dense_weight(self._files, name) for name in found]

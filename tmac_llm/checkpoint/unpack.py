@@ -102,15 +102,15 @@ def _fields(words: Words, bits: int, n_codes: int) -> Codes:
     mask = np.uint32((1 << bits) - 1)
     for i in range(per_word):
         np.bitwise_and(words >> np.uint32(i * bits), mask, out=out[..., i], casting="unsafe")
-    return out.reshape(len(words), -1)[:, :n_codes]
+    return out.reshape(len(words), words.shape[1] * per_word)[:, :n_codes]
 
 
 def _planar(words: Words, bits: int, n_codes: int) -> Codes:
-    groups = words.reshape(len(words), -1, bits)
+    groups = words.reshape(len(words), words.shape[1] // bits, bits)
     out = np.zeros((len(words), groups.shape[1] * 32), np.uint8)
     first = shift = 0
     for width in PLANES[bits]:
-        plane = np.ascontiguousarray(groups[:, :, first : first + width]).reshape(len(words), -1)
+        plane = groups[:, :, first : first + width].reshape(len(words), groups.shape[1] * width)
         out |= _stream(plane, width, out.shape[1]) << np.uint8(shift)
         first, shift = first + width, shift + width
     return out[:, :n_codes]

@@ -54,8 +54,9 @@ def chat(
     from tmac_llm.cli.chat_session import ChatSession
     from tmac_llm.cli.model_argument import open_model
 
+    system_text = read_text(system)  # a mistake is told before the work
     with open_model(model, threads=threads, tables=tables, context=context) as llm:
-        session = ChatSession(llm, system=read_text(system), show_stats=stats)
+        session = ChatSession(llm, system=system_text, show_stats=stats)
         session.set_sampling(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -87,13 +88,14 @@ def read_text(text: str | None) -> str | None:
 def _greet(llm: LLM, *, is_default: bool) -> None:
     from tmac_llm import kernels
 
+    name = "storyteller" if is_default else llm.path.name
     console.dim(
-        f"{llm.path.name} · context {llm.context_length} tokens · {kernels.isa_selected()}, "
-        f"{kernels.n_threads()} threads · /help lists the commands, Ctrl-D leaves"
+        f"{name} · context {llm.context_length} tokens · {kernels.isa_selected()}, {kernels.n_threads()} threads · "
+        "/help lists the commands, Ctrl-D leaves"
     )
     if is_default:
         console.note(
-            "A small storyteller. Try: Tell me a story about a brave frog named Lily and a red ball."
+            "It tells small stories. Try: Tell me a story about a brave frog named Lily and a red ball."
         )
 
 

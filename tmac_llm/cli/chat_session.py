@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ class ChatSession:
 
     def _answer(self, messages: list[Message]) -> None:
         stream = self.llm.chat_stream(self._head() + messages, **self.sampling)
-        with _interrupt_cancels(stream):
+        with _interrupt_cancels(stream) if console.interactive() else nullcontext():
             for piece in stream:
                 console.out(piece)
         self.last = stream.result
@@ -146,10 +145,10 @@ def _is_message(message: object) -> bool:
 
 @contextmanager
 def _interrupt_cancels(stream: Stream) -> Iterator[None]:
-    """While the answer streams, Ctrl-C ends it between two tokens; a second one ends the program."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """While the answer streams, Ctrl-C ends it between two tokens or chunks of the prompt, a second one at once.
+
+    Neither ends the program: what was said so far would be lost to an impatient key.
+    """
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,5 +157,7 @@ def _interrupt_cancels(stream: Stream) -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        stream.close()
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -28,7 +28,10 @@ def generate(
         typer.Option("--prompt", "-p", help="The prompt; @FILE reads a file, - or nothing reads stdin."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", "-s", envvar="TMAC_SYSTEM", help="System prompt.")
+        str | None,
+        typer.Option(
+            "--system", "-s", envvar="TMAC_SYSTEM", help="System prompt; @FILE reads it from a file."
+        ),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")
@@ -58,7 +61,9 @@ def generate(
     from tmac_llm.cli.chat_session import statistics_line
     from tmac_llm.cli.model_argument import open_model
 
-    text = _prompt(prompt)
+    text, system_text = _prompt(prompt), read_text(system)
+    if raw and system_text:
+        raise UsageError("--system needs the chat template; leave out --raw, or put the text into the prompt")
     sampling = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -70,9 +75,8 @@ def generate(
         "stop": stop,
     }
     with open_model(model, threads=threads, tables=tables, context=context) as llm:
-        stream = _start(
-            llm, text, read_text(system), raw, {k: v for k, v in sampling.items() if v is not None}
-        )
+        given = {name: value for name, value in sampling.items() if value is not None}
+        stream = _start(llm, text, system_text, raw, given)
         for piece in stream:
             if not as_json:
                 console.out(piece)
@@ -116,14 +120,8 @@ def _read_stdin() -> str:
 
 
 def _start(llm: LLM, text: str, system: str | None, raw: bool, sampling: dict[str, Any]) -> Stream:
-    if raw:
-        if system:
-            raise UsageError(
-                "--system needs the chat template; leave out --raw, or put the text into the prompt"
-            )
-        return llm.stream(text, raw=True, **sampling)
     if not system:
-        return llm.stream(text, **sampling)
+        return llm.stream(text, raw=raw, **sampling)
     return llm.chat_stream(
         [{"role": "system", "content": system}, {"role": "user", "content": text}], **sampling
     )
