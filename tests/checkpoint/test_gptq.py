@@ -60,6 +60,18 @@ def test_round_trips(data: st.DataObject) -> None:
         check_equal(read(encoding, coded.shape), coded)
 
 
+@pytest.mark.parametrize(
+    ("group_size", "native"), [(96, 32), (160, 32), (192, 64), (256, 128), (320, 0), (128, 128)]
+)
+def test_groups_of_other_sizes_are_several_smaller_ones(
+    tmp_path: Path, rng: Any, group_size: int, native: int
+) -> None:
+    coded = random_coded(rng, 4, 32, 320, group_size)
+    weight = read(reader(tmp_path, gptq(coded), group_size=group_size), coded.shape)
+    assert weight.group_size == native
+    check_equal(weight, coded)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("stored", [1, 2])
 @pytest.mark.parametrize("said", [1, 2])
@@ -144,8 +156,11 @@ def test_group_indices(tmp_path: Path, rng: Any, desc_act: bool) -> None:
     missing = {key: tensor for key, tensor in tensors.items() if key != "g_idx"}
     garbage = np.zeros(96, np.int32)
     for i, g_idx in enumerate((tensors["g_idx"], negative)):
-        weight = read(reader(tmp_path / str(i), {**tensors, "g_idx": g_idx.astype(np.int32)}), coded.shape)
+        changed = {**tensors, "g_idx": g_idx.astype(np.int32)}
+        encoding = reader(tmp_path / str(i), changed, desc_act=desc_act)
+        weight = read(encoding, coded.shape)
         assert weight.perm is None
+        assert notes(encoding) == ""
         check_equal(weight, coded)
     for i, broken in enumerate((missing, {**tensors, "g_idx": garbage})):
         encoding = reader(tmp_path / f"b{i}", broken, desc_act=desc_act)

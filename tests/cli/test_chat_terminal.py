@@ -141,6 +141,7 @@ def test_message_of_several_lines_and_history(home: Path, packed: Path, tmp_path
     ]
     assert said == ["one\ntwo", "/slash"]
     assert "//slash" in (home / "chat_history").read_text()
+    assert (home / "chat_history").stat().st_mode & 0o077 == 0
 
 
 def test_a_turn_too_long_leaves_the_conversation_usable(home: Path, packed: Path) -> None:

@@ -55,11 +55,13 @@ def bench(
         int | None, typer.Option("--bits", "-b", show_default="2", help="Bits of the synthetic weights.")
     ] = None,
     group_size: Annotated[
-        int, typer.Option("--group-size", "-g", help="Group size of the synthetic weights.")
-    ] = 128,
+        int | None,
+        typer.Option("--group-size", "-g", show_default="128", help="Group size of the synthetic weights."),
+    ] = None,
     head_bits: Annotated[
-        int, typer.Option("--head-bits", help="Bits of the synthetic embedding and head.")
-    ] = 8,
+        int | None,
+        typer.Option("--head-bits", show_default="8", help="Bits of the synthetic embedding and head."),
+    ] = None,
     tables: opt.Tables = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -112,20 +114,31 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def _open(
-    model: str | None, synthetic: str | None, bits: int | None, group_size: int, head_bits: int
+    model: str | None,
+    synthetic: str | None,
+    bits: int | None,
+    group_size: int | None,
+    head_bits: int | None,
 ) -> tuple[str, Source, str]:
     if synthetic is None:
         from tmac_llm.cli.model_argument import packed_path
         from tmac_llm.packed.container import PackedModel
 
-        if bits is not None:
-            raise UsageError("--bits belongs to --synthetic; a packed model has its bits")
+        given = {"--bits": bits, "--group-size": group_size, "--head-bits": head_bits}
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} belongs to --synthetic; a packed model has its own")
         path = packed_path(model)
         packed = PackedModel.open(path)
         return path.name, packed, f"{packed.bits_per_weight:.2f} bpw"
     from tmac_llm.synthetic import synthetic_model
 
-    made = synthetic_model(synthetic, bits=bits, group_size=group_size, head_bits=head_bits)
+    made = synthetic_model(
+        synthetic,
+        bits=bits,
+        group_size=128 if group_size is None else group_size,
+        head_bits=8 if head_bits is None else head_bits,
+    )
     return f"{synthetic} (random)", made, made.label
 
 

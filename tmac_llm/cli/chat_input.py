@@ -5,6 +5,7 @@ Knows nothing of models or commands, except the command names it completes.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -40,7 +41,8 @@ class TerminalInput:
         try:
             store.home().mkdir(parents=True, exist_ok=True)
             file = store.home() / "chat_history"
-            file.open("a").close()  # a mistake shows here, not at the first message
+            # For nobody else to read; and what cannot be written shows here, not at the first message.
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
             history = FileHistory(str(file))
         except OSError:
             console.warn(f"{store.home()}: cannot be written, so the input history is not kept")

@@ -19,6 +19,7 @@ def list_models(
         bool, typer.Option("--known", help="List well-known models that can be converted.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """List the converted models of the local store."""
