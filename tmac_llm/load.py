@@ -38,7 +38,8 @@ def load_decoder(source: Source, tables: Tables | None = None) -> Decoder:
     """Copy the weights into memory in the running instruction set's order, and build the decoder.
 
     tables: how activations of the layers become tables; None: "exact" for models trained with int8
-    activations, "int8" for others. numpy's BLAS has one thread from here on, in the whole process.
+    activations, "int8" for others; matrices of encoding "ternary" are always exact. numpy's BLAS has one
+    thread from here on, in the whole process.
     Raises PackedModelError where the weights do not fit into memory, UsageError for "exact" on a model with
     float activations, KernelError where the native library refuses.
     """

@@ -180,7 +180,7 @@ def test_json_of_unbounded_size_is_not_read(packed, sign):
         (lambda c: c.pop("quantization_config"), ("quant_method 'tmac'",)),
         (lambda c: c["quantization_config"].update(quant_method="gptq"), ("quant_method 'tmac'",)),
         (lambda c: c["quantization_config"].update(format_version=3), ("format_version 1", "found 3")),
-        (lambda c: c["quantization_config"].update(layout_version=0), ("layout_version 1", "found 0")),
+        (lambda c: c["quantization_config"].update(layout_version=0), ("layout_version 1 or 2", "found 0")),
         (lambda c: c["quantization_config"]["tile"].update(rows_per_block=32), ("tile", "64")),
         (lambda c: c["quantization_config"].update(bits="2"), ("bits", "'2'")),
         (lambda c: c["quantization_config"].pop("matrices"), ("matrices",)),
@@ -212,6 +212,11 @@ def test_configs(packed, edit_config, change, parts):
         {"group_size": 48},
         {"group_size": None},
         {"has_zeros": 1},
+        {"encoding": "trits"},
+        {"encoding": 1},
+        {"encoding": ["planes"]},
+        {"encoding": "ternary"},
+        {"encoding": "ternary", "group_size": 0, "has_zeros": False, "zero": 0.0},
         {"zero": float("nan")},
         {"zero": "0"},
         {"zero": 10**400},
@@ -222,6 +227,16 @@ def test_configs(packed, edit_config, change, parts):
 def test_impossible_shapes(packed, edit_config, fields):
     edit_config(lambda c: c["quantization_config"]["matrices"][QKV].update(fields))
     refused(packed, QKV, "not a shape")
+
+
+def test_layout_version_1_has_planes(packed, edit_config):
+    def change(config):
+        config["quantization_config"]["layout_version"] = 1
+        for fields in config["quantization_config"]["matrices"].values():
+            fields.pop("encoding", None)
+
+    edit_config(change)
+    assert PackedModel.open(packed).shape(QKV) == MatrixShape(128, 64, 2, 32, True, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def _facts(packed: PackedModel) -> dict[str, Any]:
         "architecture": config.model_type,
         "source": quantization["source_format"],
         "bits": quantization["bits"],
+        "bits_per_weight": round(packed.bits_per_weight, 3),
         "group_size": quantization["group_size"] or "one scale per row",
         "head_bits": quantization["head_bits"],
         "activations": "int8 per token, lossless" if config.int8_activations else "float, int8 tables",

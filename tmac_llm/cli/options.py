@@ -56,7 +56,7 @@ Tables = Annotated[
         "--tables",
         envvar="TMAC_TABLES",
         show_default="exact for BitNet, else int8",
-        help="exact: lossless tables of int8 activations; int8: faster, rounded tables.",
+        help="exact: lossless tables of int8 activations; int8: rounded tables. BitNet weights are always exact.",
     ),
 ]
 Context = Annotated[

@@ -3,11 +3,12 @@
 Format, version 1. A directory of plain files:
 
     config.json         the fields of the source's Hugging Face config.json, and `quantization_config`:
-        quant_method "tmac", format_version 1, layout_version 1, tile {geometry of tiles.py},
+        quant_method "tmac", format_version 1, layout_version 2, tile {geometry of tiles.py},
         bits (16: float), group_size, head_bits (embedding and output head), symmetric,
         int8_activations, sub_norms (how a decoder runs it: model/config.py),
         source, source_format (what it was made from, for people),
-        matrices {name: {m, k, bits, group_size, has_zeros, zero}}: tmac_shape of csrc/include/tmac.h
+        matrices {name: {m, k, bits, group_size, has_zeros, zero, encoding}}: tmac_shape of csrc/include/tmac.h;
+            layout_version 1, read too, has no encoding: planes
     model.safetensors   or model-0000I-of-0000N.safetensors of at most 4 GB and model.safetensors.index.json
     tokenizer.json ...  tokenizer and generation files as they came from the source
     tmac_manifest.json  format "tmac-packed", format_version, files {name: {size, sha256}} of every other file
