@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SCRIPTS.parent / "models" / "default")
     parser.add_argument("--backend", choices=("tmac", "torch"), default="tmac")
     parser.add_argument("--real", type=Path, help="TinyStories valid.txt, for the distinct-3 of real stories")
-    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--temperature", type=float, default=0.4)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

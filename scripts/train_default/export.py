@@ -131,7 +131,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path) -> None:
             "eos_token_id": [END],
             "pad_token_id": PAD,
             "do_sample": True,
-            "temperature": 0.6,
+            "temperature": 0.4,
             "top_p": 0.9,
             "max_new_tokens": 400,
         },

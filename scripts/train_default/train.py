@@ -141,6 +141,7 @@ def parse_arguments() -> argparse.Namespace:
         "--decay-share", type=float, default=0.25, help="share of all steps spent in the decay"
     )
     parser.add_argument("--decay-at-tokens", type=int, default=None)
+    parser.add_argument("--max-steps", type=int, help="stop and save after this many steps, decayed or not")
     parser.add_argument("--deadline", help="HH:MM, the time at which training must be over")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--intermediate", type=int, default=768)
@@ -209,7 +210,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
     first_step, started, last_save, recent = step, time.monotonic(), time.monotonic(), []
     step_seconds: list[float] = []
-    while not schedule.done(step):
+    while not schedule.done(step) and step != args.max_steps:
         if schedule.decay_start is None and step > first_step + 20:
             pace = sorted(step_seconds[-200:])[len(step_seconds[-200:]) // 2] * 1.15
             left = seconds_until(args.deadline) if args.deadline else math.inf

@@ -155,3 +155,12 @@ def test_misshapen_and_missing_tensors(tmp_path: Path, rng: Any, change: Any, ma
 def test_settings_that_are_not_read(tmp_path: Path, rng: Any, changes: Any, match: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedError), match=match):
         reader(tmp_path, compressed(random_coded(rng, 4, 32, 64, 32)), **changes)
+
+
+def test_zero_points_that_are_announced_and_missing(tmp_path: Path, rng: Any) -> None:
+    coded = random_coded(rng, 4, 32, 64, 32)
+    tensors = compressed(coded, symmetric=True)
+    with pytest.raises(
+        CheckpointError, match="weight_zero_point is missing, which weights that are not symm"
+    ):
+        read(reader(tmp_path, tensors, weights={"symmetric": False}), coded.shape)

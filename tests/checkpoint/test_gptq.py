@@ -206,6 +206,8 @@ def test_biases_that_the_configuration_does_not_mention(tmp_path: Path, rng: Any
         assert bool(notes(encoding)) == bool(i)
     with pytest.raises(CheckpointError, match=r"bias has shape \[31\], expected \[32\]"):
         read(reader(tmp_path / "c", {**gptq(coded), "bias": bias[1:]}), coded.shape)
+    with pytest.raises(UnsupportedError, match="bias has dtype U8"):
+        read(reader(tmp_path / "d", {**gptq(coded), "bias": bias.astype(np.uint8)}), coded.shape)
 
 
 @pytest.mark.parametrize(

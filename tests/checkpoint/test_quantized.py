@@ -1,6 +1,8 @@
 """Whole quantised checkpoints: which reader takes them, what it says, and what conversion makes of them."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tmac_llm import quantize
 from tmac_llm.checkpoint import CodedWeight, open_checkpoint
 from tmac_llm.convert import convert
-from tmac_llm.errors import CheckpointError, ConvertError, PackedModelError, UnsupportedError
+from tmac_llm.errors import CheckpointError, ConvertError, PackedModelError, TmacError, UnsupportedError
 from tmac_llm.packed.container import PackedModel
 from tmac_llm.packed.writer import PackedWriter, TensorSpec
 
@@ -187,6 +189,38 @@ def test_a_model_type_that_is_bitnet_alone(maker: Maker) -> None:
     maker.config(quantization_config=GPTQ, model_type="bitnet", architectures=["BitNetForCausalLM"])
     with pytest.raises(UnsupportedError, match=r"quant_method is 'gptq'.*bitnet for model_type bitnet"):
         open_checkpoint(maker.files.path)
+
+
+def keys_of(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        yield (*path, key)
+        yield from keys_of(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gptq_v1_2bit_g64_desc_act", "awq_4bit_g32", "compressed_tensors_4bit_g32", "hqq_axis1_2bit_g64"],
+)
+def test_any_value_in_the_settings_is_read_or_refused_in_one_line(
+    golden_dir: Path, tmp_path: Path, name: str
+) -> None:
+    config = json.loads((golden_dir / name / "config.json").read_text())
+    shutil.copyfile(golden_dir / name / "model.safetensors", tmp_path / "model.safetensors")
+    messages = []
+    for path in keys_of(config["quantization_config"]):
+        for junk in (None, -1, 0, 3, True, "x", [], [1], {"a": 1}, 1e300, 10**30):
+            changed = json.loads(json.dumps(config))
+            inner = changed["quantization_config"]
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = junk
+            (tmp_path / "config.json").write_text(json.dumps(changed))
+            try:
+                open_checkpoint(tmp_path).linear(UP).rows(0, 9)
+            except TmacError as error:
+                messages.append(str(error))
+    assert not [message for message in messages if "\n" in message]
+    assert len(messages) >= 11  # quant_method at least has no such value
 
 
 # ---- conversion -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmac_llm.checkpoint.dense import FLOATS, DenseEncoding
+from tmac_llm.checkpoint.dense import FLOATS, DenseEncoding, check_float
 from tmac_llm.checkpoint.index import TensorFiles
 from tmac_llm.checkpoint.weights import CodedRows, CodedWeight, Weight, check_finite, to_float32
 from tmac_llm.errors import CheckpointError, UnsupportedError
@@ -42,12 +42,14 @@ class CodedEncoding:
             self._say(f"{name} is stored in float and stays so", "is stored in float")
             return self._dense.check(name, shape)
         bias = [f"{name}.bias"] if f"{name}.bias" in self._files else []
+        for tensor in bias:
+            check_float(self._files, tensor, shape[:1])
         return [*self._check_codes(name, shape), *bias]
 
     def linear(self, name: str, shape: tuple[int, int], bias: NDArray[np.float32] | None) -> Weight:
         if f"{name}.weight" in self._files and self._files.info(f"{name}.weight").dtype in FLOATS:
             return self._dense.linear(name, shape, bias)
-        return self._codes(name, shape, self._extra_bias(name, shape[0]) if bias is None else bias)
+        return self._codes(name, shape, self._extra_bias(name) if bias is None else bias)
 
     def _check_codes(self, name: str, shape: tuple[int, int]) -> list[str]:
         raise NotImplementedError
@@ -71,16 +73,11 @@ class CodedEncoding:
     def _words(self, tensor: str, begin: int = 0, end: int | None = None) -> NDArray[np.uint32]:
         return self._files.read(tensor, begin, end).view(np.uint32)
 
-    def _extra_bias(self, name: str, m: int) -> NDArray[np.float32] | None:
+    def _extra_bias(self, name: str) -> NDArray[np.float32] | None:
         """A `.bias` that config.json does not mention: old AutoGPTQ wrote zeros, which are left out."""
         tensor = f"{name}.bias"
         if tensor not in self._files:
             return None
-        if self._files.info(tensor).shape != (m,):
-            raise CheckpointError(
-                f"{self._files.file_name(tensor)}: tensor {tensor} has shape"
-                f" {list(self._files.info(tensor).shape)}, expected {[m]}"
-            )
         bias = to_float32(self._floats(tensor))
         if not bias.any():
             return None

@@ -44,6 +44,7 @@ class Scheme:
     bits: int
     group_size: int
     per_tensor: bool = False
+    symmetric: bool = True
 
     def matches(self, name: str) -> bool:
         return any(
@@ -143,6 +144,10 @@ class CompressedTensors(CodedEncoding):
         """How zero points are packed: as the weights (`order`) where the shape allows it."""
         tensor = f"{name}.weight_zero_point"
         if tensor not in self._files:
+            if not scheme.symmetric:
+                raise CheckpointError(
+                    f"tensor {tensor} is missing, which weights that are not symmetric need; download it again"
+                )
             return ""
         info, (n, n_groups) = self._files.info(tensor), shape
         if info.dtype == "I8" and info.shape in (shape, (1,) if scheme.per_tensor else shape):
@@ -240,4 +245,5 @@ def _scheme(group: Fields, found: str) -> Scheme:
         bits=weights.integer("num_bits", 8),
         group_size=group_size_of(weights) if strategy == "group" else 0,
         per_tensor=strategy == "tensor",
+        symmetric=weights.boolean("symmetric", True),
     )

@@ -105,7 +105,8 @@ def _auto_round(quantization: Mapping[str, Any], files: TensorFiles, notes: list
             " supported: with the packing formats of GPTQ"
         )
     if kind == "llm_compressor":
-        return CompressedTensors(files, notes, [Scheme(("Linear",), True, bits, group_size)], label)
+        scheme = Scheme(("Linear",), True, bits, group_size, symmetric=fields.boolean("sym", True))
+        return CompressedTensors(files, notes, [scheme], label)
     if bits != 4:
         raise fields.unsupported("bits", f"4 with {key} {packing}")
     return Awq(files, notes, group_size, gemv=False, label=label)

@@ -99,8 +99,8 @@ def pick_kind(rng: random.Random) -> str:
 
 
 def pick_name(kind: str, rng: random.Random) -> str:
-    """A name that suits the kind; one in five is invented, so that names must be copied, not guessed."""
-    if rng.random() < 0.2:
+    """A name that suits the kind; one in three is invented, so that names must be copied, not guessed."""
+    if rng.random() < 0.33:
         return words.invented_name(rng)
     girl = kind in words.FEMALE or (kind not in words.MALE and rng.random() < 0.5)
     pools = [words.GIRL_NAMES if girl else words.BOY_NAMES]
@@ -113,8 +113,8 @@ def pick_thing(rng: random.Random) -> tuple[str, str]:
     """(noun, adjective or '')."""
     category = rng.choice([*list(words.THINGS), "toy", "tool", "tool", "nature", "food", "wear"])
     noun = rng.choice(words.THINGS[category].split()).replace("_", " ")
-    if rng.random() < 0.05:
-        noun = words.invented_word(rng, 2)
+    if rng.random() < 0.12:
+        noun = words.invented_word(rng, rng.choice((1, 2, 2, 3)))
     if rng.random() < 0.2:
         return noun, ""
     if category == "food":

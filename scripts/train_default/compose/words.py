@@ -224,14 +224,24 @@ _CODAS = ["", "", "", "n", "l", "r", "m", "x", "s", "t", "k", "p", "nd", "lo"]
 _NAME_ENDS = "a i o y ie u ka la na ra lo mo ni to bo li ra rin dor bert lin mir zo".split()
 
 
+def _blend(rng: random.Random) -> str:
+    """The beginning of one listed word and the end of another: unusual, yet pronounceable."""
+    first, second = (rng.choice(rng.choice(_BLENDED)).lower().replace("-", "") for _ in range(2))
+    return first[: rng.randint(2, 4)] + second[-rng.randint(2, 5) :]
+
+
 def invented_word(rng: random.Random, n_syllables: int) -> str:
     """A pronounceable word that is (almost surely) in no list, in lower case."""
+    if rng.random() < 0.6:
+        return _blend(rng)
     parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(n_syllables)]
     return "".join(parts) + rng.choice(_CODAS)
 
 
 def invented_name(rng: random.Random) -> str:
     """A pronounceable name that is (almost surely) in no list."""
+    if rng.random() < 0.6:
+        return _blend(rng).capitalize()
     stem = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice([1, 1, 2])))
     return (stem + rng.choice("b d g k l m n r s t v z".split()) + rng.choice(_NAME_ENDS)).capitalize()
 
@@ -263,3 +273,17 @@ STORY_THINGS = set(
 )
 # Things that are more often verbs in real stories.
 VERBS = set("""block bow brush lock nail plate play ring saw screw slide stamp train watch""".split())
+# Where invented words take their halves from.
+_BLENDED = [
+    GIRL_NAMES,
+    BOY_NAMES,
+    PET_NAMES,
+    PEOPLE,
+    FANTASY,
+    COLOURS,
+    ADJECTIVES,
+    list(QUALITIES),
+    sorted(STORY_THINGS),
+    [part for thing in THING_CATEGORY for part in thing.split()],
+    [kind.split()[0] for kind in KIND_GROUP],
+]
