@@ -10,8 +10,8 @@
  *   group_size > 0:  y = fma(scale, fma((float)acc, h, c * S), y)             from y = 0, s = 0, 1, ..
  *   group_size = 0:  T = fma((float)acc, h, T) from T = 0 ; at the end y = scale * fma(c, totals[t], T)
  *   TMAC_TABLES_EXACT finally multiplies: y = y * token_scales[t].
- * Ternary matrices (always exact): acc = sum of t * x (int32), y = (scale * (float)acc) * token_scales[t]. These are the
- * bits of two planes with exact tables, whose T and totals are exact too (k <= 43690: T < 2^23 in halves).
+ * Ternary matrices (always exact): acc = sum of t * x (int32), y = (scale * (float)acc) * token_scales[t]. These are
+ * the bits of two planes with exact tables, whose T and totals are exact too (k <= 43690: T < 2^23 in halves).
  * int32 bounds: |entry| <= 127 in int8 tables, <= 508 = 4*127 exact; sum over 32 k-groups and planes <= 508*32*255 < 2^23,
  * so (float)acc is exact. */
 #ifndef TMAC_KERNELS_H
@@ -66,7 +66,7 @@ typedef struct {
     void (*gemm)(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy);
 
-    /* Ternary matrices, five codes in a byte. All three are NULL where an instruction set multiplies them as two planes.
+    /* Ternary matrices, five codes in a byte. All three are NULL where an instruction set takes them as two planes.
      * Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
     void (*ternary_build)(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
                           const tmac_lut *lut);

@@ -39,8 +39,8 @@
  * Ternary tables: for step s and token t, [6 groups][lo, hi][128] int8: lo[v] + 32 * hi[v] = sum over j of t[j] * x[j],
  * -16 <= lo <= 15, for v = 0 .. 121, then zeros. At [s][t] of [S][n][6][2][128].
  *
- * Tables of planes (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of four
- * 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
+ * Tables of planes (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of
+ * four 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
  *   TMAC_TABLES_INT8:  [k_padded/16][n][64]     int8, rounded to the segment's scale
  *   TMAC_TABLES_EXACT: [k_padded/16][n][2][64]  int8 pair lo, hi with sum = 32*hi + lo, -16 <= lo <= 15
  */
@@ -86,7 +86,7 @@ static inline int64_t tmac_block_bytes(const tmac_shape *s)
     return tmac_n_segments(s) * tmac_segment_bytes(s) + tail;
 }
 
-/* Where the 64 bytes of a group lie in memory: offset in a slab of `blocks` row blocks; `block` counts from its first. */
+/* Where the 64 bytes of a group lie in memory: offset in a slab of `blocks` row blocks, `block` being one of them. */
 static inline int64_t tmac_ternary_offset(int32_t blocks, int32_t steps, int32_t block, int32_t step, int32_t group)
 {
     const int32_t panel = step / TERNARY_PANEL_STEPS * TERNARY_PANEL_STEPS;

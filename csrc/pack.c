@@ -67,7 +67,8 @@ static void unpack_trits(const uint8_t *tile, uint8_t *codes)
 {
     for (int32_t g = 0; g < TERNARY_GROUPS; g++) {
         const int32_t byte = tile[g * ROWS], magnitude = (byte & 0x7f) > MAX_TRITS ? 0 : byte & 0x7f;
-        uint32_t rest = (uint32_t)(MAX_TRITS + (byte & 0x80 ? -magnitude : magnitude)); /* base 3: its digits are the codes */
+        /* In base 3 its digits are the codes. */
+        uint32_t rest = (uint32_t)(MAX_TRITS + (byte & 0x80 ? -magnitude : magnitude));
         for (int32_t j = 0; j < TRITS; j++, rest /= 3) *codes++ = (uint8_t)(rest % 3);
     }
 }
@@ -227,9 +228,10 @@ static void unpack_rows(void *context, int32_t begin, int32_t end, int thread)
     for (int32_t row = begin; row < end; row++) {
         const uint8_t *block = job->tiles + row / ROWS * l->block_bytes;
         for (int32_t c = 0; c < k; c += l->step_columns) {
+            const int32_t n = k - c < l->step_columns ? k - c : l->step_columns;
             uint8_t codes[STEP_COLUMNS];
             unpack_step(l->shape, block + step_offset(l, row % ROWS, c), codes);
-            memcpy(job->codes + (int64_t)row * k + c, codes, (size_t)(k - c < l->step_columns ? k - c : l->step_columns));
+            memcpy(job->codes + (int64_t)row * k + c, codes, (size_t)n);
         }
         unpack_tail(l, block, row, 0, job->scales);
         if (l->shape->has_zeros) unpack_tail(l, block, row, 1, job->zeros);

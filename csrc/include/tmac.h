@@ -35,8 +35,8 @@ enum tmac_tables { TMAC_TABLES_INT8 = 0, TMAC_TABLES_EXACT = 1 };
 
 /* How codes become bytes; drawn in layout.h.
  * TMAC_PLANES   one bit plane per bit of a code.
- * TMAC_TERNARY  codes 0, 1, 2, five in a byte; bits 2, group_size 0, no zeros, zero 1. Products are always exact: tables
- *               are TMAC_TABLES_EXACT, whatever was asked for. */
+ * TMAC_TERNARY  codes 0, 1, 2, five in a byte; bits 2, group_size 0, no zeros, zero 1. Products are always exact:
+ *               tables are TMAC_TABLES_EXACT, whatever was asked for. */
 enum tmac_encoding { TMAC_PLANES = 0, TMAC_TERNARY = 1 };
 
 /* Geometry of the packed layout; drawn in layout.h. */
@@ -110,9 +110,9 @@ TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *
 
 /* ---- run time -------------------------------------------------------------------------------------------- */
 
-/* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. A ternary
- * matrix is cut for the number of threads that run now, and becomes two planes where the instruction set has no kernel for
- * five codes in a byte. */
+/* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. A
+ * ternary matrix is cut for the number of threads that run now, and becomes two planes where the instruction set has no
+ * kernel for five codes in a byte. */
 TMAC_API int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out);
 TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
 /* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */

@@ -71,7 +71,8 @@ static ternary_lut tables_of(const tmac_kernels *isa, const tmac_shape *s, int32
     const int32_t steps = tmac_ternary_steps(s);
     ternary_lut o = {guarded_alloc((size_t)steps * (size_t)n * TERNARY_STEP_TABLES, 0),
                      guarded_alloc((size_t)n * sizeof(float), 4), {0}};
-    o.lut = (tmac_lut){.n = n, .exact = 1, .tables = (int8_t *)o.tables.data, .token_scales = (float *)o.token_scales.data};
+    o.lut.n = n, o.lut.exact = 1;
+    o.lut.tables = (int8_t *)o.tables.data, o.lut.token_scales = (float *)o.token_scales.data;
     for (int32_t t = 0; t < n; t++) {
         isa->ternary_build(q + (int64_t)t * s->k, s->k, t, steps / 2, steps, &o.lut);
         isa->ternary_build(q + (int64_t)t * s->k, s->k, t, 0, steps / 2, &o.lut);
@@ -130,7 +131,8 @@ static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t
     guarded scales = guarded_alloc((size_t)blocks * ROWS * 4, 0);
     fill_bytes((int8_t *)q.data, n * k, pattern);
     const int extreme = random_below(4); /* all codes the lowest or the highest */
-    for (size_t i = 0; i < codes.bytes; i++) codes.data[i] = (uint8_t)(extreme == 0 ? 121 : extreme == 1 ? 249 : (int)random_bits());
+    for (size_t i = 0; i < codes.bytes; i++)
+        codes.data[i] = (uint8_t)(extreme == 0 ? 121 : extreme == 1 ? 249 : (int)random_bits());
     for (int32_t r = 0; r < blocks * ROWS; r++) ((float *)scales.data)[r] = random_unit();
     ternary_lut want_lut = tables_of(&tmac_kernels_scalar, &s, n, (int8_t *)q.data);
     ternary_lut lut = tables_of(isa, &s, n, (int8_t *)q.data);
@@ -160,7 +162,8 @@ static void test_against_planes(int32_t m, int32_t k, int32_t n)
 {
     const tmac_shape s = ternary(m, k), planes = {m, k, 2, 0, 0, 1.0f, TMAC_PLANES};
     guarded codes = guarded_alloc((size_t)m * (size_t)k, 1), scales = guarded_alloc((size_t)m * 4, 4);
-    guarded five = guarded_alloc((size_t)tmac_packed_size(&s), 1), two = guarded_alloc((size_t)tmac_packed_size(&planes), 0);
+    guarded five = guarded_alloc((size_t)tmac_packed_size(&s), 1);
+    guarded two = guarded_alloc((size_t)tmac_packed_size(&planes), 0);
     guarded x = guarded_alloc((size_t)n * (size_t)k * 4, 4);
     guarded y[3];
     for (int i = 0; i < 3; i++) y[i] = guarded_alloc((size_t)n * (size_t)m * 4, 4);
@@ -172,7 +175,7 @@ static void test_against_planes(int32_t m, int32_t k, int32_t n)
     tmac_matrix *a, *b;
     CHECK(!tmac_matrix_load(&s, five.data, &a) && !tmac_matrix_load(&planes, two.data, &b), "load");
     CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[0].data, m), "ternary");
-    CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_INT8, (float *)y[1].data, m), "ternary, int8 asked");
+    CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_INT8, (float *)y[1].data, m), "int8 asked");
     CHECK(!tmac_matmul(b, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[2].data, m), "planes");
     check_equal(&y[2], &y[0], tmac_isa_selected(), "y of five codes in a byte and of two planes");
     check_equal(&y[2], &y[1], tmac_isa_selected(), "y where int8 tables were asked for");
@@ -200,8 +203,9 @@ int main(int argc, char **argv)
             static const int32_t shapes[][3] = {{1, 1, 1}, {67, 131, 3}, {640, 300, 1}, {200, 700, 65}, {2700, 40, 1}};
             CHECK(!tmac_init(isa->name, threads), "init");
             for (int j = 0; j < 5; j++) {
-                snprintf(where, sizeof where, "m %d k %d n %d threads %d", shapes[j][0], shapes[j][1], shapes[j][2], threads);
-                test_against_planes(shapes[j][0], shapes[j][1], shapes[j][2]);
+                const int32_t *s = shapes[j];
+                snprintf(where, sizeof where, "m %d k %d n %d threads %d", s[0], s[1], s[2], threads);
+                test_against_planes(s[0], s[1], s[2]);
             }
         }
         printf("%s: equal\n", isa->name);

@@ -1,8 +1,8 @@
 /* What the ternary AVX-512 kernels share: lookups of a panel, and the step from sums to rows.
  *
  * vpermi2b looks up 64 rows in the 128 bytes of one group's table and ignores the sign in bit 7 of a code, which a
- * masked subtraction applies. Six groups add up within int8 (|lo| <= 6 * 16, |hi| <= 6 * 20), vpmaddubsw joins lo + 32 hi
- * in int16, where a panel of 24 groups stays within 24 * 640. */
+ * masked subtraction applies. Six groups add up within int8 (|lo| <= 6 * 16, |hi| <= 6 * 20), vpmaddubsw joins lo and
+ * 32 hi in int16, where a panel of 24 groups stays within 24 * 640. */
 #ifndef TMAC_ARCH_AVX512_TERNARY_H
 #define TMAC_ARCH_AVX512_TERNARY_H
 #include "avx512.h"
@@ -116,7 +116,8 @@ INLINE void ternary_store(const tmac_shape *shape, const ternary_sum *sum, const
         const __mmask16 inside = rows_inside(shape->m, row);
         __m512 value = rows[tile];
         if (!first) value = _mm512_add_ps(_mm512_maskz_loadu_ps(inside, y + row), value);
-        if (last) value = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(scales + row), value), _mm512_set1_ps(token_scale));
+        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scales + row), value);
+        if (last) value = _mm512_mul_ps(scaled, _mm512_set1_ps(token_scale));
         _mm512_mask_storeu_ps(y + row, inside, value);
     }
 }

@@ -1,8 +1,8 @@
-/* y = W x for n tokens and a ternary slab with AVX-512. The tables of one token and two panels stay in the L1 cache while
- * the slab's rows, whose codes of two panels stay in the L2 cache, go by; y holds the sums between panels.
+/* y = W x for n tokens and a ternary slab with AVX-512. The tables of one token and two panels stay in the L1 cache
+ * while the slab's rows, whose codes of two panels stay in the L2 cache, go by; y holds the sums between panels.
  *
- * Tried, and slower: two row blocks by two tokens (125 to 155 GMAC/s on one core instead of 165: tables are loaded twice
- * as often), all tokens for each chunk (115: tables come from the L2 cache). */
+ * Tried, and slower: two row blocks by two tokens (125 to 155 GMAC/s on one core instead of 165: tables are loaded
+ * twice as often), all tokens for each chunk (115: tables come from the L2 cache). */
 #include "ternary.h"
 
 enum { GEMM_STEPS = 2 * TERNARY_PANEL_STEPS };

@@ -1,5 +1,5 @@
-/* y = W x for one token and a ternary slab with AVX-512: four row blocks share each load of a table, and the tables of a
- * panel stay in the L1 cache while the slab's rows go by. */
+/* y = W x for one token and a ternary slab with AVX-512: four row blocks share each load of a table, and the tables of
+ * a panel stay in the L1 cache while the slab's rows go by. */
 #include "ternary.h"
 
 void tmac_ternary_gemv_avx512(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
