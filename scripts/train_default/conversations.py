@@ -28,6 +28,10 @@ _LESSONS = (
 def random_request(rng: random.Random) -> Request:
     """What somebody might want in a story; every part may be missing."""
     r = Request()
+    if rng.random() < 0.07:
+        r.length = rng.choices((None, "short", "long"), (70, 18, 12))[0]
+        r.tone = rng.choices((None, "happy", "bedtime", "funny"), (50, 10, 30, 10))[0]
+        return r
     if rng.random() < 0.85:
         r.kind = pick_kind(rng)
         if rng.random() < 0.62:
@@ -66,12 +70,12 @@ def _told(rng: random.Random, request: Request) -> tuple[str, Story]:
 
 def _fill(rng: random.Random, template: str) -> str:
     kind_a, kind_b = pick_kind(rng), pick_kind(rng)
-    noun, adjective = pick_thing(rng)
+    noun, adjective = pick_thing(rng, 0.0)
     thing = f"{adjective} {noun}".strip()
     return template.format(
         a=f"{words.article(kind_a)} {kind_a}",
         b=f"{words.article(kind_b)} {kind_b}",
-        n=pick_name(kind_a, rng),
+        n=pick_name(kind_a, rng, 0.0),
         t=f"{words.article(thing)} {thing}",
         x=rng.choice(["France", "Germany", "Japan", "Spain", "Kenya", "Italy", "China", "Peru"]),
         m=rng.randint(1, 20),

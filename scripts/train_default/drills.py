@@ -36,6 +36,8 @@ _HAVING = [
 def beginning(rng: random.Random) -> Conversation:
     """The first sentences of a story that was asked for."""
     request = random_request(rng)
+    while not (request.kind or request.name or request.thing):
+        request = random_request(rng)
     request.length = request.tone = request.lesson = request.deed = None
     asked = rng.choice(_BEGIN).format(s="a story about " + phrasing.subject(request, rng))
     if request.kind is None and request.name is not None:

@@ -57,7 +57,7 @@ def _retell_in_brief(story: Story) -> None:
         summary = summary.replace("{fN}", "{fnew}", 1)
     text = story.expand(openings.new_day(story)[:-1] + ", " + summary[:1].lower() + summary[1:])
     if story.fields["tt"] not in text:
-        text += " " + story.expand("{N} was so glad that {he} began to {use} right away." if story.rng.random() < 0.3 else "And {N} kept the {t} for ever.")
+        text += " " + story.expand("{N} was so glad about the {t} that {he} danced." if story.rng.random() < 0.3 else "And {N} kept the {t} for ever.")
     if story.fields["fk"] not in text:
         text += " " + story.expand("Now {N} had a good friend, {fnew}.")
     story.paragraphs = [story.paragraphs[0][:2], [text, story.paragraphs[-1][-1]]]

@@ -54,7 +54,9 @@ def subject(r: Request, rng: random.Random) -> str:
     kind = f"{r.quality} {r.kind}" if r.quality and r.kind else r.kind
     if kind and r.name:
         roll = rng.random()
-        if roll < 0.7:
+        if roll < 0.08 and not r.quality:
+            text = f"my {kind} {r.name}"
+        elif roll < 0.7:
             text = _with_article(kind) + named + r.name
         elif roll < 0.9 or not r.quality:
             text = f"{r.name} the {kind}"
@@ -66,7 +68,9 @@ def subject(r: Request, rng: random.Random) -> str:
         text = f"{r.quality} {r.name}" if r.quality else r.name
     else:
         text = ""
-    if r.friend_kind or r.friend_name:
+    if r.kind and r.friend_kind and not (r.name or r.friend_name) and rng.random() < 0.3:
+        text = f"{rng.choice(['two friends, ', 'the friends '])}{text} and {_with_article(r.friend_kind)}"
+    elif r.friend_kind or r.friend_name:
         friend = (_with_article(r.friend_kind) + (named + r.friend_name if r.friend_name else "")) if r.friend_kind else r.friend_name
         text += (rng.choice([" and ", " and ", " who meets ", " and a friend, "]) if text else "") + str(friend)
     if r.thing:

@@ -98,9 +98,12 @@ def pick_kind(rng: random.Random) -> str:
     return rng.choice(words.FANTASY)
 
 
-def pick_name(kind: str, rng: random.Random) -> str:
-    """A name that suits the kind; one in three is invented, so that names must be copied, not guessed."""
-    if rng.random() < 0.33:
+def pick_name(kind: str, rng: random.Random, invented_share: float = 0.33) -> str:
+    """A name that suits the kind; a share is invented, so that names must be copied, not guessed.
+
+    A story that chooses a name itself takes a listed one: a small model that invents names gets lost in them.
+    """
+    if rng.random() < invented_share:
         return words.invented_name(rng)
     girl = kind in words.FEMALE or (kind not in words.MALE and rng.random() < 0.5)
     pools = [words.GIRL_NAMES if girl else words.BOY_NAMES]
@@ -109,11 +112,11 @@ def pick_name(kind: str, rng: random.Random) -> str:
     return rng.choice(rng.choice(pools))
 
 
-def pick_thing(rng: random.Random) -> tuple[str, str]:
-    """(noun, adjective or '')."""
+def pick_thing(rng: random.Random, invented_share: float = 0.12) -> tuple[str, str]:
+    """(noun, adjective or ''); see pick_name for the invented share."""
     category = rng.choice([*list(words.THINGS), "toy", "tool", "tool", "nature", "food", "wear"])
     noun = rng.choice(words.THINGS[category].split()).replace("_", " ")
-    if rng.random() < 0.12:
+    if rng.random() < invented_share:
         noun = words.invented_word(rng, rng.choice((1, 2, 2, 3)))
     if rng.random() < 0.2:
         return noun, ""
@@ -149,15 +152,15 @@ def new_story(rng: random.Random, request: Request) -> Story:
     r = request
     kind = r.kind or pick_kind(rng)
     if r.name is None and rng.random() < 0.85:
-        r.name = pick_name(kind, rng)
+        r.name = pick_name(kind, rng, 0.0)
     friend_kind = r.friend_kind or pick_kind(rng)
     while friend_kind == kind and r.friend_kind is None:
         friend_kind = pick_kind(rng)
-    friend_name = r.friend_name or (pick_name(friend_kind, rng) if rng.random() < 0.6 else None)
+    friend_name = r.friend_name or (pick_name(friend_kind, rng, 0.0) if rng.random() < 0.6 else None)
     if friend_name == r.name:
         friend_name = None
     quality = r.quality or (rng.choice(list(words.QUALITIES)) if rng.random() < 0.7 else None)
-    noun, adjective = (r.thing, r.adjective or "") if r.thing else pick_thing(rng)
+    noun, adjective = (r.thing, r.adjective or "") if r.thing else pick_thing(rng, 0.0)
     thing = f"{adjective} {noun}".strip()
     home_in, home = _pick_home(kind, rng)
     place, place_in = _pick_place(r.place, rng)
