@@ -2,7 +2,7 @@
 
 reference_logits.npz is written by scripts/train_default/export.py. Rounding activations to int8 makes the
 model chaotic: where an activation lies within float32 rounding of a tie, it falls on either side. Changing the
-embedding by one part in 10^7 moves PyTorch's own logits by 4e-3 to 6e-3 (relative RMS over 82 tokens). So two
+embedding by one part in 10^7 moves PyTorch's own logits by 4e-3 to 6e-3 (relative RMS over 83 tokens). So two
 tokens are compared tightly where no tie occurs, longer prompts loosely, and the greedy text exactly.
 """
 
