@@ -113,7 +113,9 @@ def stack(weights: Sequence[Weight]) -> Weight | None:
 def _same_coding(a: CodedWeight, b: CodedWeight) -> bool:
     if (a.bits, a.group_size, a.zero) != (b.bits, b.group_size, b.zero):
         return False
-    return (a.perm is None) == (b.perm is None) and (a.perm is None or np.array_equal(a.perm, b.perm))
+    if a.perm is None or b.perm is None:
+        return a.perm is b.perm
+    return np.array_equal(a.perm, b.perm)
 
 
 def as_dense(weight: Weight) -> DenseWeight:
@@ -135,14 +137,14 @@ def _dequantised(weight: CodedWeight) -> DenseWeight:
 
     def rows(begin: int, end: int) -> npt.NDArray[np.float32]:
         coded = weight.rows(begin, end)
-        scales, zeros = (
-            None if part is None else part.astype(np.float32).reshape(len(coded), -1)[:, columns]
-            for part in (coded.scales, coded.zeros)
-        )
-        values: npt.NDArray[np.float32] = coded.codes - (
-            np.float32(weight.zero or 0) if zeros is None else zeros
-        )
-        values *= scales
+
+        def spread(part: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+            per_column: npt.NDArray[np.float32] = part.astype(np.float32).reshape(len(coded), -1)[:, columns]
+            return per_column
+
+        zeros = np.float32(weight.zero or 0) if coded.zeros is None else spread(coded.zeros)
+        values: npt.NDArray[np.float32] = coded.codes - zeros
+        values *= spread(coded.scales)
         if weight.perm is None:
             return values
         out = np.empty_like(values)
@@ -186,9 +188,19 @@ def encode(
     return kernels.pack(part, coded.codes, coded.scales, coded.zeros)
 
 
+def _joined(parts: Sequence[CodedRows]) -> CodedRows:
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return CodedRows(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )
+
+
 def _stacked_rows(weights: Sequence[Weight]) -> Callable[[int, int], Any]:
     def rows(begin: int, end: int) -> Any:
-        parts, first = [], 0
+        parts: list[Any] = []
+        first = 0
         for weight in weights:
             last = first + weight.shape[0]
             if begin < last and end > first:
@@ -196,10 +208,6 @@ def _stacked_rows(weights: Sequence[Weight]) -> Callable[[int, int], Any]:
             first = last
         if len(parts) == 1:
             return parts[0]
-        if not isinstance(parts[0], CodedRows):
-            return np.concatenate(parts)
-        zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts])
-        codes, scales = (np.concatenate([getattr(p, key) for p in parts]) for key in ("codes", "scales"))
-        return CodedRows(codes, scales, zeros)
+        return _joined(parts) if isinstance(parts[0], CodedRows) else np.concatenate(parts)
 
     return rows
