@@ -1,5 +1,6 @@
 """What all tests share: helper modules beside this file, and reference data beside the repository."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from tmac_llm import kernels
 
+# A background job of a shell inherits an ignored SIGINT, and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
