@@ -1,4 +1,4 @@
-"""Trains the default model: quantisation-aware, resumable, to a deadline.
+"""Trains the default model: quantisation-aware, resumable, to a deadline; on a GPU where there is one.
 
 The learning rate is a trapezoid: warm-up, constant, then linear decay to zero. The decay begins when
 `--decay-at-tokens` is reached, when the file `decay` appears in the work directory, or when so little
@@ -48,14 +48,14 @@ class Batches:
             self.order += [(bucket, rows[i : i + n_rows]) for i in range(0, len(rows) - n_rows + 1, n_rows)]
         rng.shuffle(self.order)  # type: ignore[arg-type]
 
-    def next(self) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(bucket, ids, positions, targets, mask), ready for BitNet.loss."""
+    def next(self) -> tuple[torch.Tensor, ...]:
+        """(ids, positions, targets, mask), ready for BitNet.loss."""
         if self.index >= len(self.order):
             self.epoch, self.index = self.epoch + 1, 0
             self._load()
         bucket, rows = self.order[self.index]
         self.index += 1
-        return bucket, *make_batch(self.arrays, bucket, rows)
+        return make_batch(self.arrays, bucket, rows)
 
 
 def make_batch(arrays: dict[str, np.ndarray], bucket: int, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -75,7 +75,9 @@ def make_batch(arrays: dict[str, np.ndarray], bucket: int, rows: np.ndarray) -> 
 
 
 @torch.no_grad()
-def held_out_loss(model: BitNet, arrays: dict[str, np.ndarray], max_batches: int) -> float:
+def held_out_loss(
+    model: BitNet, arrays: dict[str, np.ndarray], max_batches: int, device: torch.device
+) -> float:
     """Mean loss (nats per assistant token) on held-out conversations, in float32 as it is deployed."""
     model.eval()
     total, count = 0.0, 0
@@ -83,7 +85,7 @@ def held_out_loss(model: BitNet, arrays: dict[str, np.ndarray], max_batches: int
         n_rows = max(1, TOKENS_PER_STEP // bucket // 2)
         for i in range(0, min(len(arrays[f"ids_{bucket}"]), max_batches * n_rows), n_rows):
             rows = np.arange(i, min(i + n_rows, len(arrays[f"ids_{bucket}"])))
-            ids, positions, targets, mask = make_batch(arrays, bucket, rows)
+            ids, positions, targets, mask = (t.to(device) for t in make_batch(arrays, bucket, rows))
             n = int((targets >= 0).sum())
             total += float(model.loss(ids, positions, targets, mask)) * n
             count += n
@@ -154,13 +156,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    vocab_size = json.loads((args.work / "tokenizer.json").read_text())["model"]["vocab"].__len__()
-    config = ModelConfig(
-        vocab_size=vocab_size,
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    """The shape that the arguments and the tokenizer give."""
+    tokenizer = json.loads((args.work / "tokenizer.json").read_text(encoding="utf-8"))
+    return ModelConfig(
+        vocab_size=len(tokenizer["model"]["vocab"]),
         hidden_size=args.hidden,
         intermediate_size=args.intermediate,
         num_hidden_layers=args.layers,
@@ -168,117 +168,144 @@ def main() -> None:
         num_key_value_heads=2 if args.hidden % 128 == 0 else 1,
         ternary=not args.float,
     )
-    model = BitNet(config)
-    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    muon = Muon(matrices, lr=args.lr, weight_decay=args.weight_decay)
-    adam = torch.optim.AdamW(others, lr=args.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule = Trapezoid(args.warmup, args.decay_share)
-    step, epoch, index = 0, 0, 0
-    checkpoint = args.work / f"{args.run}.pt"
-    log_path = args.work / f"{args.run}.jsonl"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
-        step, epoch, index = state["step"], state["epoch"], state["index"]
-        schedule.decay_start, schedule.decay_steps = state["decay_start"], state["decay_steps"]
-        print(f"resumed at step {step}", flush=True)
-    batches = Batches(args.work, args.seed, epoch, index)
-    held_out = dict(np.load(args.work / "held_out.npz"))
-    loss_of = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
-    model.train()
 
-    def save() -> None:
-        save_atomically(
-            checkpoint,
-            {
-                "model": model.state_dict(),
-                "muon": muon.state_dict(),
-                "adam": adam.state_dict(),
-                "config": config.to_dict(),
-                "step": step,
-                "epoch": batches.epoch,
-                "index": batches.index,
-                "decay_start": schedule.decay_start,
-                "decay_steps": schedule.decay_steps,
-            },
+
+class Run:
+    """A training run: model, optimisers, schedule and position in the data; all of it is in the checkpoint."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config = model_config(args)
+        self.model = BitNet(self.config).to(self.device)
+        matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
+        self.others = [p for p in self.model.parameters() if not any(p is m for m in matrices)]
+        self.muon = Muon(matrices, lr=args.lr, weight_decay=args.weight_decay)
+        self.adam = torch.optim.AdamW(
+            self.others, lr=args.embed_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
+        self.schedule = Trapezoid(args.warmup, args.decay_share)
+        self.checkpoint = args.work / f"{args.run}.pt"
+        self.step = 0
+        epoch, index = self._resume() if self.checkpoint.exists() else (0, 0)
+        self.batches = Batches(args.work, args.seed, epoch, index)
+        self.held_out = dict(np.load(args.work / "held_out.npz"))
+        self.loss_of = self.model.loss if args.no_compile else torch.compile(self.model.loss, dynamic=False)
+        self.losses: list[float] = []  # since the last report
+        self.seconds: list[float] = []  # per step
+        self.model.train()
 
-    stop = [False]
-    signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
-    first_step, started, last_save, recent = step, time.monotonic(), time.monotonic(), []
-    step_seconds: list[float] = []
-    while not schedule.done(step) and step != args.max_steps:
-        if schedule.decay_start is None and step > first_step + 20:
-            pace = sorted(step_seconds[-200:])[len(step_seconds[-200:]) // 2] * 1.15
-            left = seconds_until(args.deadline) if args.deadline else math.inf
-            needed = step * args.decay_share / (1 - args.decay_share) * pace
-            reached = args.decay_at_tokens is not None and step * TOKENS_PER_STEP >= args.decay_at_tokens
-            if left <= needed + 60 or reached or (args.work / "decay").exists():
-                schedule.begin_decay(step)
-                if args.deadline:
-                    schedule.decay_steps = max(50, min(schedule.decay_steps, int(left / pace)))
-                print(f"decay begins at step {step}, {schedule.decay_steps} steps", flush=True)
+    def _resume(self) -> tuple[int, int]:
+        state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
+        self.model.load_state_dict(state["model"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step = state["step"]
+        self.schedule.decay_start, self.schedule.decay_steps = state["decay_start"], state["decay_steps"]
+        print(f"resumed at step {self.step}", flush=True)
+        return state["epoch"], state["index"]
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "epoch": self.batches.epoch,
+            "index": self.batches.index,
+            "decay_start": self.schedule.decay_start,
+            "decay_steps": self.schedule.decay_steps,
+        }
+        save_atomically(self.checkpoint, state)
+
+    def maybe_begin_decay(self) -> None:
+        """Start the decay when its tokens, its file or the deadline say so (see the module's docstring)."""
+        args = self.args
+        if self.schedule.decay_start is not None or len(self.seconds) < 20:
+            return
+        recent = sorted(self.seconds[-200:])
+        pace = recent[len(recent) // 2] * 1.15
+        left = seconds_until(args.deadline) if args.deadline else math.inf
+        needed = self.step * args.decay_share / (1 - args.decay_share) * pace
+        reached = args.decay_at_tokens is not None and self.step * TOKENS_PER_STEP >= args.decay_at_tokens
+        if left <= needed + 60 or reached or (args.work / "decay").exists():
+            self.schedule.begin_decay(self.step)
+            if args.deadline:
+                self.schedule.decay_steps = max(50, min(self.schedule.decay_steps, int(left / pace)))
+            print(f"decay begins at step {self.step}, {self.schedule.decay_steps} steps", flush=True)
+
+    def train_step(self) -> None:
         began = time.monotonic()
-        factor = schedule.factor(step)
-        for group in muon.param_groups:
-            group["lr"] = args.lr * factor
-            group["weight_decay"] = args.weight_decay if schedule.decay_start is None else 0.0
-        for group in adam.param_groups:
-            group["lr"] = args.embed_lr * factor
-        _bucket, *batch = batches.next()
-        loss = loss_of(*batch)
+        factor = self.schedule.factor(self.step)
+        for group in self.muon.param_groups:
+            group["lr"] = self.args.lr * factor
+            group["weight_decay"] = self.args.weight_decay if self.schedule.decay_start is None else 0.0
+        for group in self.adam.param_groups:
+            group["lr"] = self.args.embed_lr * factor
+        loss = self.loss_of(*(tensor.to(self.device) for tensor in self.batches.next()))
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(others, 1.0)
-        muon.step()
-        adam.step()
-        muon.zero_grad()
-        adam.zero_grad()
-        step += 1
-        recent.append(loss.item())
-        if not math.isfinite(recent[-1]):
+        torch.nn.utils.clip_grad_norm_(self.others, 1.0)
+        for optimiser in (self.muon, self.adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
             raise SystemExit(
-                f"loss is {recent[-1]} at step {step}; resume from the last checkpoint with a lower --lr"
+                f"loss is {self.losses[-1]} at step {self.step}; resume from the last checkpoint with a lower --lr"
             )
-        step_seconds.append(time.monotonic() - began)
-        if step % 10 == 0:
-            mean = sum(recent) / len(recent)
-            rate = len(recent) * TOKENS_PER_STEP / sum(step_seconds[-len(recent) :])
-            record = {
-                "step": step,
-                "tokens": step * TOKENS_PER_STEP,
-                "loss": round(mean, 4),
-                "lr": round(args.lr * factor, 6),
-                "tokens_per_s": round(rate),
-                "norm": round(float(norm), 3),
-            }
-            if step % args.eval_every == 0:
-                record["held_out"] = round(held_out_loss(model, held_out, 6), 4)
-            left_s = seconds_until(args.deadline) if args.deadline else float("nan")
-            if schedule.decay_start is not None:
-                left_s = (
-                    (schedule.decay_start + schedule.decay_steps - step)
-                    * sum(step_seconds[-50:])
-                    / len(step_seconds[-50:])
-                )
-            print(json.dumps(record), f"epoch {batches.epoch} left {left_s / 60:.1f} min", flush=True)
-            with log_path.open("a") as log:
-                log.write(json.dumps(record) + "\n")
-            recent.clear()
-        if stop[0]:
-            save()
-            raise SystemExit(f"stopped at step {step}; start again to resume")
-        if time.monotonic() - last_save > args.checkpoint_minutes * 60:
-            save()
-            last_save = time.monotonic()
-    save()
-    final = held_out_loss(model, held_out, 1000)
-    minutes = (time.monotonic() - started) / 60
+        self.seconds.append(time.monotonic() - began)
+
+    def report(self) -> None:
+        """One line on stdout and in the log: mean loss since the last one, speed, time left."""
+        n = len(self.losses)
+        seconds = sum(self.seconds[-n:]) / n
+        record = {
+            "step": self.step,
+            "tokens": self.step * TOKENS_PER_STEP,
+            "loss": round(sum(self.losses) / n, 4),
+            "lr": round(self.args.lr * self.schedule.factor(self.step - 1), 6),
+            "tokens_per_s": round(TOKENS_PER_STEP / seconds),
+        }
+        if self.step % self.args.eval_every == 0:
+            record["held_out"] = round(held_out_loss(self.model, self.held_out, 6, self.device), 4)
+        left = seconds_until(self.args.deadline) if self.args.deadline else math.nan
+        if self.schedule.decay_start is not None:
+            left = (self.schedule.decay_start + self.schedule.decay_steps - self.step) * seconds
+        print(json.dumps(record), f"epoch {self.batches.epoch} left {left / 60:.1f} min", flush=True)
+        with (self.args.work / f"{self.args.run}.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+        self.losses.clear()
+
+    def train(self) -> None:
+        """Train to the end of the schedule; SIGTERM saves and stops."""
+        stop: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+        last_save = time.monotonic()
+        while not self.schedule.done(self.step) and self.step != self.args.max_steps:
+            self.maybe_begin_decay()
+            self.train_step()
+            if self.step % 10 == 0:
+                self.report()
+            if stop:
+                self.save()
+                raise SystemExit(f"stopped at step {self.step}; start again to resume")
+            if time.monotonic() - last_save > self.args.checkpoint_minutes * 60:
+                self.save()
+                last_save = time.monotonic()
+        self.save()
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    run = Run(args)
+    run.train()
+    final = held_out_loss(run.model, run.held_out, 1000, run.device)
     print(
-        f"done: {step} steps, {step * TOKENS_PER_STEP} tokens, held-out loss {final:.4f}, {minutes:.1f} min",
-        flush=True,
+        f"done: {run.step} steps, {run.step * TOKENS_PER_STEP} tokens, held-out loss {final:.4f}", flush=True
     )
 
 
