@@ -136,5 +136,5 @@ def test_reading_touches_every_byte() -> None:
         assert checksum == int(np.bitwise_xor.reduce(data.view(np.uint64)))
     for at in range(0, len(data), 4321):
         changed = data.copy()
-        changed[at] ^= 0x11
+        changed[at] ^= 0x01
         assert kernels.Matrix(shape, changed).read() != checksum
