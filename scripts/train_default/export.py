@@ -20,9 +20,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import model as network
 from data import BOS, END, PAD, SPECIAL_TOKENS
 from model import BitNet, ModelConfig, ternary_codes
 
+TIE_MARGIN = 1e-3  # of a step between two int8 codes
 LINEARS = {
     "q_proj": "self_attn",
     "k_proj": "self_attn",
@@ -196,11 +198,38 @@ def greedy(model: BitNet, ids: list[int], n_tokens: int) -> list[int]:
     return out
 
 
+@torch.no_grad()
+def logits_and_ties(model: BitNet, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 logits (tokens, vocab), and how close calls between two int8 activations were decided.
+
+    Ties are int32 (n, 4): the number of the rounding in the order of the forward pass, token, column, code;
+    one for every activation within TIE_MARGIN of the middle between two codes.
+    """
+    ties: list[np.ndarray] = []
+    rounding = network.fake_quantize_activations
+
+    def observed(x: Tensor) -> Tensor:
+        y = x * (127.0 / x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-5))
+        close = ((y - y.floor() - 0.5).abs() <= TIE_MARGIN)[0].nonzero().numpy()
+        codes = y.round()[0].numpy()[close[:, 0], close[:, 1]]
+        ties.append(np.column_stack((np.full(len(close), len(ties)), close, codes)).astype(np.int32))
+        return rounding(x)
+
+    network.fake_quantize_activations = observed
+    try:
+        logits = model(torch.tensor([ids]))[0].numpy()
+    finally:
+        network.fake_quantize_activations = rounding
+    return logits, np.concatenate(ties)
+
+
 def write_reference(directory: Path, path: Path, prompts: list[str]) -> None:
     """npz of float32 results: `pairs` (n, 2) ids with `pair_logits`, and per prompt ids, logits, greedy ids.
 
     The logits of a prompt are those of its last two positions. The pairs are so short that hardly any
     activation lies within float32 rounding of a tie between two int8 codes; in a long text some always do.
+    So for the first prompt and its greedy answer `long_ties` (see logits_and_ties) is there beside `long_ids`
+    and `long_logits`, those of every eighth token.
     """
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = load_exported(directory)
@@ -218,6 +247,9 @@ def write_reference(directory: Path, path: Path, prompts: list[str]) -> None:
                 f"logits_{i}": model(torch.tensor([ids]))[0, -2:].numpy(),
                 f"greedy_{i}": np.array(greedy(model, ids, 64)),
             }
+    ids = [*arrays["ids_0"].tolist(), *arrays["greedy_0"].tolist()]
+    logits, ties = logits_and_ties(model, ids)
+    arrays |= {"long_ids": np.array(ids), "long_logits": logits[::8], "long_ties": ties}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 
@@ -226,12 +258,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="default: `out` is exported already")
+    parser.add_argument("--tokenizer", type=Path, help="needed with --checkpoint")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reference", type=Path, help="where to write the reference logits (.npz)")
     args = parser.parse_args()
-    export(args.checkpoint, args.tokenizer, args.out)
+    if bool(args.checkpoint) != bool(args.tokenizer):
+        parser.error("--checkpoint and --tokenizer go together")
+    if args.checkpoint:
+        export(args.checkpoint, args.tokenizer, args.out)
     if args.reference:
         write_reference(
             args.out,

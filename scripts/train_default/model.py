@@ -34,6 +34,12 @@ class ModelConfig:
         return asdict(self)
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of products in training: bfloat16, or float32 on a CPU that would only emulate it, far slower."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # type: ignore[attr-defined]
+    return torch.bfloat16 if native else torch.float32
+
+
 def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Absmean ternary codes in {-1, 0, 1} (float32) and their scale, rounded to bfloat16 (float32)."""
     scale = weight.double().abs().mean().clamp_min(1e-5).float()
@@ -95,7 +101,7 @@ class Block(nn.Module):
 
     def _linear(self, x: Tensor, *layers: BitLinear) -> tuple[Tensor, ...]:
         """Run layers that share one input as a single matrix product in the compute dtype."""
-        compute = torch.bfloat16 if self.training else torch.float32
+        compute = product_dtype(x.device) if self.training else torch.float32
         if self.config.ternary:
             x = fake_quantize_activations(x)
         weight = torch.cat([layer.effective_weight().to(compute) for layer in layers])
@@ -129,7 +135,7 @@ class Block(nn.Module):
 
 
 class BitNet(nn.Module):
-    """Decoder with tied embedding. In training mode products run in bfloat16, else in float32."""
+    """Decoder with tied embedding. In training mode products run in `product_dtype`, else in float32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -160,7 +166,7 @@ class BitNet(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Tied head, not quantised: (..., hidden) -> (..., vocab)."""
-        compute = torch.bfloat16 if self.training else torch.float32
+        compute = product_dtype(hidden.device) if self.training else torch.float32
         return F.linear(hidden.to(compute), self.embed_tokens.to(compute))
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:

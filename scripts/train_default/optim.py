@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices. Knows nothing of the model.
+"""Muon for the hidden matrices.
 
 Momentum, then the update is replaced by the nearest semi-orthogonal matrix, found by Newton-Schulz
 iterations (K. Jordan et al., 2024), scaled so that its RMS equals that of an AdamW update
@@ -12,10 +12,12 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from model import product_dtype
+
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approximate U V^T of each matrix U S V^T; shape (n, rows, columns), float32 or bfloat16."""
-    x = matrices.bfloat16()
+    """Approximate U V^T of each matrix U S V^T; shape (n, rows, columns), float32."""
+    x = matrices.to(product_dtype(matrices.device))
     transposed = x.shape[1] > x.shape[2]
     if transposed:
         x = x.mT
