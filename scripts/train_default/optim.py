@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import Tensor
-
 from model import product_dtype
+from torch import Tensor
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
