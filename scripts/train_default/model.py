@@ -34,10 +34,13 @@ class ModelConfig:
         return asdict(self)
 
 
+# Evaluated here because torch.compile cannot look into the question.
+_CPU_DTYPE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32  # type: ignore[attr-defined]
+
+
 def product_dtype(device: torch.device) -> torch.dtype:
     """The dtype of products in training: bfloat16, or float32 on a CPU that would only emulate it, far slower."""
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # type: ignore[attr-defined]
-    return torch.bfloat16 if native else torch.float32
+    return _CPU_DTYPE if device.type == "cpu" else torch.bfloat16
 
 
 def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
