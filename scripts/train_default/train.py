@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from data import BUCKETS
+from export import load_exported
 from model import BitNet, ModelConfig
 from optim import Muon
 
@@ -135,6 +136,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="directory with epoch_*.npz (see data.py)")
     parser.add_argument("--run", default="ternary", help="name of checkpoint and log in the work directory")
     parser.add_argument("--float", action="store_true", help="no quantisation: the float twin")
+    parser.add_argument("--init", type=Path, help="start from this exported model, not from random weights")
     parser.add_argument("--lr", type=float, default=1e-2, help="Muon, hidden matrices")
     parser.add_argument("--embed-lr", type=float, default=3e-3, help="AdamW, embedding and norms")
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -177,7 +179,10 @@ class Run:
         self.args = args
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = model_config(args)
-        self.model = BitNet(self.config).to(self.device)
+        self.model = BitNet(self.config)
+        if args.init:
+            self.model.load_state_dict(load_exported(args.init).state_dict())
+        self.model.to(self.device)
         matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
         self.others = [p for p in self.model.parameters() if not any(p is m for m in matrices)]
         self.muon = Muon(matrices, lr=args.lr, weight_decay=args.weight_decay)
