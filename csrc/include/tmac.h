@@ -110,9 +110,10 @@ TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *
 
 /* ---- run time -------------------------------------------------------------------------------------------- */
 
+/* Bytes that tmac_matrix_load takes for a matrix with the running instruction set, or a negative status. */
+TMAC_API int64_t tmac_memory_size(const tmac_shape *shape);
 /* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. A
- * ternary matrix is cut for the number of threads that run now, and becomes two planes where the instruction set has no
- * kernel for five codes in a byte. */
+ * ternary matrix is cut for the number of threads that run now. */
 TMAC_API int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out);
 TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
 /* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */
