@@ -160,14 +160,14 @@ static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t
 
 static void test_kernels(const tmac_kernels *isa)
 {
-    static const int32_t tokens[] = {1, 1, 2, 3, 1, 5, 8, 4, 9, 16, 17, 32, 33};
+    static const int32_t tokens[] = {1, 1, 2, 3, 1, 5, 8, 4, 13, 16, 17, 32, 33};
     for (int i = 0; i < 200; i++) {
         const int32_t n = tokens[i % 13];
         test_products(isa, 1 + random_below(n > 8 ? 200 : 700), 1 + random_below(i % 4 ? 640 : 40), n, i % N_PATTERNS);
     }
-    for (int n = 1; n <= 9; n += 8) test_products(isa, 44 * ROWS - 3, 160, n, 1);
+    for (int n = 1; n <= 40; n += 39) test_products(isa, 44 * ROWS - 3, 160, n, 1);
     for (int pattern = LOW; pattern <= HIGH; pattern++)
-        for (int i = 0; i < 4; i++) test_products(isa, 70, 2000, i % 2 ? 10 : 1, pattern);
+        for (int i = 0; i < 4; i++) test_products(isa, 70, 2000, i % 2 ? 14 : 1, pattern);
 }
 
 /* ---- the library ------------------------------------------------------------------------------------------------- */

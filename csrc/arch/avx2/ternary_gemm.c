@@ -1,8 +1,9 @@
 /* y = W x for n tokens and a ternary slab with AVX2.
  *
  * For many tokens a table has a row of tokens for each sum: the 81 sums of a k-group (4 columns) of 32 tokens, int16.
- * Four weights of a row are the index of a table row, and one vpaddw with its operand in memory does 4 weights x 16
- * tokens. A step of triples has 6 k-groups, whose tables fill the L1 cache while all rows of the slab go by. */
+ * Four weights of a matrix row are the index of a table row, and one vpaddw with its operand in memory does 4 weights x
+ * 16 tokens. A step of triples has 6 k-groups; their tables fill the L1 cache while many rows go by. Loads are what it is
+ * bound by, so the 6 indices of a row come with one. */
 #include "ternary.h"
 
 #include <string.h>
@@ -11,26 +12,28 @@ enum {
     GROUP_COLUMNS = 4,
     GROUPS = TRIPLE_STEP_COLUMNS / GROUP_COLUMNS,
     GROUP_SUMS = 81,
-    LANES = 16, /* tokens of a register */
+    INDICES = 8, /* bytes of a row's indices: GROUPS of them, and two that nobody reads */
+    LANES = 16,  /* tokens of a register */
     TILE_TOKENS = 2 * LANES,
-    SLAB_ROWS = TERNARY_SLAB_BLOCKS * TMAC_ROWS_PER_BLOCK
+    TILES = 2, /* that share the indices */
+    SCRATCH_ROWS = TERNARY_SLAB_BLOCKS * TMAC_ROWS_PER_BLOCK
 };
 
-/* One tile of tokens; where it has 16 of them, rows are half as long. */
+/* Sums of one tile, of as many rows as fit: where there are two tiles each has half of the memory. */
 typedef struct {
     int16_t tables[GROUPS * GROUP_SUMS * TILE_TOKENS];
-    int16_t words[SLAB_ROWS * TILE_TOKENS]; /* sums of a panel: 240 columns, at most 240 * 128 */
-    int32_t sums[SLAB_ROWS * TILE_TOKENS];  /* of the panels before */
+    uint8_t indices[SCRATCH_ROWS * INDICES];
+    int16_t words[SCRATCH_ROWS * TILE_TOKENS]; /* of a panel: 240 columns, at most 240 * 128 */
+    int32_t sums[SCRATCH_ROWS * TILE_TOKENS];  /* of the panels before */
 } gemm_scratch;
 _Static_assert(sizeof(gemm_scratch) <= TERNARY_SCRATCH_BYTES, "kernels.c says how much scratch memory there is");
 
-/* What a tile works on. */
+/* Up to 32 tokens, in two registers or one. */
 typedef struct {
-    const tmac_shape *shape;
-    const uint8_t *slab;
     const int8_t *x[TILE_TOKENS]; /* activations of each token; those past the last are the last's again */
-    int32_t blocks, steps;
-    gemm_scratch *scratch;
+    int32_t token, tokens, registers;
+    int16_t *words;
+    int32_t *sums;
 } gemm_tile;
 
 /* columns[c] = column c of the step for 16 tokens. */
@@ -75,9 +78,9 @@ INLINE void build_sums(const __m256i x[GROUP_COLUMNS], __m256i *table, const int
     }
 }
 
-INLINE void build_tables(const gemm_tile *tile, int32_t step, const int registers)
+INLINE void build_tables(const gemm_tile *tile, int32_t step, int16_t *tables, const int registers)
 {
-    __m256i *table = (__m256i *)tile->scratch->tables;
+    __m256i *table = (__m256i *)tables;
     for (int32_t c = 0; c < TRIPLE_STEP_COLUMNS; c += 8)
         for (int v = 0; v < registers; v++) {
             __m128i columns[8];
@@ -97,7 +100,7 @@ INLINE __m256i part_of(__m128i trits, __m256i magnitude, __m256i sign)
 }
 
 /* Triples a, b, c, d of 12 columns to three k-groups a0 a1 a2 b0, b1 b2 c0 c1, c2 d0 d1 d2. */
-INLINE void regroup(const __m256i magnitude[4], const __m256i sign[4], uint8_t *out)
+INLINE void regroup(const __m256i magnitude[4], const __m256i sign[4], __m256i out[3])
 {
     const __m128i low_27 = _mm_setr_epi8(0, 27, -27, 0, 27, -27, 0, 27, -27, 0, 27, -27, 0, 27, 0, 0);
     const __m128i rest = _mm_setr_epi8(0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 0, 0);
@@ -108,18 +111,39 @@ INLINE void regroup(const __m256i magnitude[4], const __m256i sign[4], uint8_t *
     const __m256i first = _mm256_add_epi8(_mm256_sign_epi8(magnitude[0], sign[0]), part_of(low_27, magnitude[1], sign[1]));
     const __m256i second = _mm256_add_epi8(part_of(rest, magnitude[1], sign[1]), part_of(low_two_9, magnitude[2], sign[2]));
     const __m256i third = _mm256_add_epi8(part_of(high, magnitude[2], sign[2]), part_of(times_3, magnitude[3], sign[3]));
-    _mm256_store_si256((__m256i *)out, _mm256_add_epi8(first, middle));
-    _mm256_store_si256((__m256i *)(out + TMAC_ROWS_PER_BLOCK), _mm256_add_epi8(second, middle));
-    _mm256_store_si256((__m256i *)(out + 2 * TMAC_ROWS_PER_BLOCK), _mm256_add_epi8(third, middle));
+    out[0] = _mm256_add_epi8(first, middle);
+    out[1] = _mm256_add_epi8(second, middle);
+    out[2] = _mm256_add_epi8(third, middle);
 }
 
-/* Indices of table rows, [GROUPS][64 rows]. */
+/* 32 rows of six bytes side by side, eight bytes from row to row. */
+INLINE void store_indices(const __m256i group[GROUPS], uint8_t *indices)
+{
+    UNROLL for (int high = 0; high < 2; high++) /* rows 0-7 and 16-23, rows 8-15 and 24-31 */
+    {
+        __m256i pairs[3];
+        UNROLL for (int i = 0; i < 3; i++)
+            pairs[i] = high ? _mm256_unpackhi_epi8(group[2 * i], group[2 * i + 1])
+                            : _mm256_unpacklo_epi8(group[2 * i], group[2 * i + 1]);
+        const __m256i fours[2] = {_mm256_unpacklo_epi16(pairs[0], pairs[1]), _mm256_unpackhi_epi16(pairs[0], pairs[1])};
+        const __m256i twos[2] = {_mm256_unpacklo_epi16(pairs[2], pairs[2]), _mm256_unpackhi_epi16(pairs[2], pairs[2])};
+        UNROLL for (int i = 0; i < 2; i++)
+        {
+            uint8_t *out = indices + (8 * high + 4 * i) * INDICES, *second = out + 2 * INDICES;
+            _mm256_storeu2_m128i((__m128i *)(out + 16 * INDICES), (__m128i *)out, _mm256_unpacklo_epi32(fours[i], twos[i]));
+            _mm256_storeu2_m128i((__m128i *)(second + 16 * INDICES), (__m128i *)second,
+                                 _mm256_unpackhi_epi32(fours[i], twos[i]));
+        }
+    }
+}
+
+/* A step of one row block to the indices of its rows. */
 INLINE void split_step(const uint8_t *codes, uint8_t *indices)
 {
     UNROLL for (int half = 0; half < HALVES; half++)
     {
         const __m256i *at = (const __m256i *)codes + half;
-        __m256i signs = _mm256_load_si256(at + TRIPLES / 2 * HALVES);
+        __m256i signs = _mm256_load_si256(at + TRIPLES / 2 * HALVES), group[GROUPS];
         UNROLL for (int part = 0; part < 2; part++)
         {
             __m256i magnitude[4], sign[4];
@@ -128,62 +152,53 @@ INLINE void split_step(const uint8_t *codes, uint8_t *indices)
                 magnitude[i] = magnitudes(_mm256_load_si256(at + (part * 4 + i) / 2 * HALVES), i);
                 sign[i] = nonzero(signs);
             }
-            regroup(magnitude, sign, indices + part * 3 * TMAC_ROWS_PER_BLOCK + half * HALF_ROWS);
+            regroup(magnitude, sign, group + part * 3);
         }
+        store_indices(group, indices + half * HALF_ROWS * INDICES);
     }
 }
 
-/* Two rows. indices: of the first, GROUPS times 64 bytes apart. words, sums: their registers. */
-INLINE void lookup_rows(const uint8_t *indices, const int16_t *tables, __m256i *words, int32_t *sums, const int first,
-                        const int last, const int registers)
+/* sums += words */
+INLINE void widen_words(__m256i words, __m256i *sums)
 {
-    __m256i sum[2][2];
-    UNROLL for (int i = 0; i < 2 * registers; i++)
-        sum[i / registers][i % registers] = first ? _mm256_setzero_si256() : _mm256_load_si256(words + i);
+    const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(words));
+    const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(words, 1));
+    _mm256_store_si256(sums, _mm256_add_epi32(_mm256_load_si256(sums), low));
+    _mm256_store_si256(sums + 1, _mm256_add_epi32(_mm256_load_si256(sums + 1), high));
+}
+
+/* One row. index: its indices, the first in the low byte. words, sums: of its tokens. first, last: of the panel. */
+INLINE void lookup_row(uint64_t index, const int16_t *tables, __m256i *words, __m256i *sums, const int first,
+                       const int last, const int registers)
+{
+    __m256i sum[2];
+    UNROLL for (int v = 0; v < registers; v++) sum[v] = first ? _mm256_setzero_si256() : _mm256_load_si256(words + v);
     UNROLL for (int g = 0; g < GROUPS; g++)
     {
-        uint16_t pair; /* one load for both: loads are what this is bound by */
-        memcpy(&pair, indices + g * TMAC_ROWS_PER_BLOCK, sizeof pair);
-        UNROLL for (int row = 0; row < 2; row++)
+        uint64_t at = (uint64_t)(uint8_t)(index >> 8 * g) * (uint64_t)registers * LANES;
+        __asm__("" : "+r"(at)); /* else gcc adds the table's place before it shifts: an instruction more */
+        const int16_t *entry = tables + g * GROUP_SUMS * registers * LANES + at;
+        UNROLL for (int v = 0; v < registers; v++)
         {
-            uint64_t at = (uint64_t)(row ? pair >> 8 : pair & 0xff) * (uint64_t)registers * LANES;
-            __asm__("" : "+r"(at)); /* else gcc adds the table's place before it shifts: an instruction more */
-            const int16_t *entry = tables + g * GROUP_SUMS * registers * LANES + at;
-            UNROLL for (int v = 0; v < registers; v++)
-            {
-                sum[row][v] = _mm256_add_epi16(sum[row][v], _mm256_load_si256((const __m256i *)(entry + v * LANES)));
-                __asm__("" : "+x"(sum[row][v]));
-            }
+            sum[v] = _mm256_add_epi16(sum[v], _mm256_load_si256((const __m256i *)(entry + v * LANES)));
+            __asm__("" : "+x"(sum[v]));
         }
     }
-    UNROLL for (int i = 0; i < 2 * registers; i++)
-    {
-        if (!last) {
-            _mm256_store_si256(words + i, sum[i / registers][i % registers]);
-            continue;
-        }
-        __m256i *to = (__m256i *)sums + 2 * i;
-        const __m256i word = sum[i / registers][i % registers];
-        const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(word));
-        const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(word, 1));
-        _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), low));
-        _mm256_store_si256(to + 1, _mm256_add_epi32(_mm256_load_si256(to + 1), high));
-    }
+    UNROLL for (int v = 0; v < registers; v++)
+        if (last) widen_words(sum[v], sums + 2 * v);
+        else _mm256_store_si256(words + v, sum[v]);
 }
 
-/* One step for all rows. first, last: of the panel. */
-INLINE void multiply_step(const gemm_tile *tile, int32_t step, const int first, const int last, const int registers)
+/* A step of `rows` rows, whose indices are there. */
+INLINE void multiply_step(const gemm_tile *tile, gemm_scratch *scratch, int32_t rows, int32_t step, const int first,
+                          const int last, const int registers)
 {
-    const int row_words = registers * LANES;
-    build_tables(tile, step, registers);
-    for (int32_t block = 0; block < tile->blocks; block++) {
-        const uint8_t *codes = tile->slab + tmac_triple_offset(tile->blocks, tile->steps, block, step);
-        const int64_t row = (int64_t)block * TMAC_ROWS_PER_BLOCK;
-        _Alignas(32) uint8_t indices[GROUPS * TMAC_ROWS_PER_BLOCK];
-        split_step(codes, indices);
-        for (int r = 0; r < TMAC_ROWS_PER_BLOCK; r += 2)
-            lookup_rows(indices + r, tile->scratch->tables, (__m256i *)(tile->scratch->words + (row + r) * row_words),
-                        tile->scratch->sums + (row + r) * row_words, first, last, registers);
+    build_tables(tile, step, scratch->tables, registers);
+    for (int32_t r = 0; r < rows; r++) {
+        uint64_t index;
+        memcpy(&index, scratch->indices + (int64_t)r * INDICES, sizeof index);
+        lookup_row(index, scratch->tables, (__m256i *)tile->words + (int64_t)r * registers,
+                   (__m256i *)tile->sums + (int64_t)r * registers * 2, first, last, registers);
     }
 }
 
@@ -210,46 +225,68 @@ INLINE void transpose_sums(const int32_t *sums, int64_t stride, __m256i rows[8])
     }
 }
 
-static void store_tile(const gemm_tile *tile, const float *scales, const tmac_lut *lut, int32_t block_begin,
-                       int32_t token, int32_t row_tokens, float *y, int64_t ldy)
+/* The sums of `rows` rows from `row` on to y. */
+static void store_tile(const gemm_tile *tile, const tmac_shape *shape, const float *scales, const tmac_lut *lut,
+                       int32_t row, int32_t rows, float *y, int64_t ldy)
 {
-    const int32_t row_begin = block_begin * TMAC_ROWS_PER_BLOCK, tokens = at_most(row_tokens, lut->n - token);
-    for (int32_t r = 0; r < tile->blocks * TMAC_ROWS_PER_BLOCK && row_begin + r < tile->shape->m; r += 8) {
-        const __m256i inside = first_lanes(tile->shape->m - row_begin - r);
-        const __m256 scale = _mm256_load_ps(scales + row_begin + r);
-        for (int32_t t = 0; t < tokens; t += 8) {
-            __m256i rows[8];
-            transpose_sums(tile->scratch->sums + (int64_t)r * row_tokens + t, row_tokens, rows);
-            for (int32_t i = 0; i < 8 && t + i < tokens; i++) {
-                const __m256 token_scale = _mm256_set1_ps(lut->token_scales[token + t + i]);
-                const __m256 value = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(rows[i]));
-                _mm256_maskstore_ps(y + (token + t + i) * ldy + row_begin + r, inside, _mm256_mul_ps(value, token_scale));
+    const int32_t stride = tile->registers * LANES;
+    for (int32_t r = 0; r < rows && row + r < shape->m; r += 8) {
+        const __m256 scale = _mm256_load_ps(scales + row + r);
+        for (int32_t t = 0; t < tile->tokens; t += 8) {
+            __m256i values[8];
+            transpose_sums(tile->sums + (int64_t)r * stride + t, stride, values);
+            for (int32_t i = 0; i < 8 && t + i < tile->tokens; i++) {
+                const int32_t token = tile->token + t + i;
+                const __m256 value = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(values[i]));
+                store_rows(y + token * ldy + row + r, _mm256_mul_ps(value, _mm256_set1_ps(lut->token_scales[token])),
+                           shape->m - row - r);
             }
         }
     }
 }
 
-INLINE void multiply_tile(const gemm_tile *tile, const int registers)
+/* Row blocks [begin, end) of a slab of `blocks`: the sums of all tiles. */
+static void multiply_rows(const gemm_tile *tiles, int32_t n_tiles, const uint8_t *slab, int32_t steps, int32_t blocks,
+                          int32_t begin, int32_t end, gemm_scratch *scratch)
 {
-    memset(tile->scratch->sums, 0, (size_t)tile->blocks * TMAC_ROWS_PER_BLOCK * (size_t)registers * LANES * sizeof(int32_t));
-    for (int32_t step = 0; step < tile->steps; step++) {
-        const int first = step % TRIPLE_PANEL_STEPS == 0;
-        const int last = step % TRIPLE_PANEL_STEPS == TRIPLE_PANEL_STEPS - 1 || step == tile->steps - 1;
-        multiply_step(tile, step, first, last, registers);
+    const int32_t rows = (end - begin) * TMAC_ROWS_PER_BLOCK;
+    for (int32_t i = 0; i < n_tiles; i++)
+        memset(tiles[i].sums, 0, (size_t)(rows * tiles[i].registers * LANES) * sizeof(int32_t));
+    for (int32_t step = 0; step < steps; step++) {
+        const int32_t in_panel = step % TRIPLE_PANEL_STEPS;
+        const int first = in_panel == 0, last = in_panel == TRIPLE_PANEL_STEPS - 1 || step == steps - 1;
+        for (int32_t block = begin; block < end; block++)
+            split_step(slab + tmac_triple_offset(blocks, steps, block, step),
+                       scratch->indices + (int64_t)(block - begin) * TMAC_ROWS_PER_BLOCK * INDICES);
+        for (int32_t i = 0; i < n_tiles; i++)
+            if (tiles[i].registers == 2) multiply_step(tiles + i, scratch, rows, step, first, last, 2);
+            else multiply_step(tiles + i, scratch, rows, step, first, last, 1);
     }
 }
 
 static void multiply_many(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                           int32_t block_begin, int32_t block_end, gemm_scratch *scratch, float *y, int64_t ldy)
 {
-    gemm_tile tile = {shape, slab, {NULL}, block_end - block_begin, tmac_triple_steps(shape), scratch};
-    for (int32_t token = 0; token < lut->n; token += TILE_TOKENS) {
-        const int32_t left = lut->n - token;
-        for (int32_t i = 0; i < TILE_TOKENS; i++)
-            tile.x[i] = lut->tables + (int64_t)(token + at_most(i, left - 1)) * tile.steps * TRIPLE_STEP_COLUMNS;
-        if (left > LANES) multiply_tile(&tile, 2);
-        else multiply_tile(&tile, 1);
-        store_tile(&tile, scales, lut, block_begin, token, left > LANES ? TILE_TOKENS : LANES, y, ldy);
+    const int32_t steps = tmac_triple_steps(shape), blocks = block_end - block_begin;
+    for (int32_t token = 0; token < lut->n; token += TILES * TILE_TOKENS) {
+        const int32_t n_tiles = lut->n - token > TILE_TOKENS ? 2 : 1, blocks_at_once = TERNARY_SLAB_BLOCKS / n_tiles;
+        gemm_tile tiles[TILES];
+        for (int32_t i = 0; i < n_tiles; i++) {
+            gemm_tile *tile = tiles + i;
+            const int32_t at = i * SCRATCH_ROWS / TILES * TILE_TOKENS;
+            tile->token = token + i * TILE_TOKENS;
+            tile->tokens = at_most(TILE_TOKENS, lut->n - tile->token);
+            tile->registers = tile->tokens > LANES ? 2 : 1;
+            tile->words = scratch->words + at, tile->sums = scratch->sums + at;
+            for (int32_t t = 0; t < TILE_TOKENS; t++)
+                tile->x[t] = lut->tables + (int64_t)(tile->token + at_most(t, tile->tokens - 1)) * steps * TRIPLE_STEP_COLUMNS;
+        }
+        for (int32_t begin = 0; begin < blocks; begin += blocks_at_once) {
+            const int32_t end = at_most(blocks, begin + blocks_at_once), row = (block_begin + begin) * TMAC_ROWS_PER_BLOCK;
+            multiply_rows(tiles, n_tiles, slab, steps, blocks, begin, end, scratch);
+            for (int32_t i = 0; i < n_tiles; i++)
+                store_tile(tiles + i, shape, scales, lut, row, (end - begin) * TMAC_ROWS_PER_BLOCK, y, ldy);
+        }
     }
 }
 
