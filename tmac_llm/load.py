@@ -114,9 +114,10 @@ class _Loader:
 
 
 def _check_memory(source: Source) -> None:
-    """Raises PackedModelError where the weights, dense ones as float32, exceed the memory that can be had."""
+    """Raises PackedModelError where the weights exceed the memory that can be had. They count as the running
+    instruction set holds them, dense ones as float32."""
     needed = sum(
-        shape.packed_size if (shape := source.shape(linear.name)) else 4 * linear.m * linear.k
+        kernels.memory_size(shape) if (shape := source.shape(linear.name)) else 4 * linear.m * linear.k
         for linear in _held(source)
     )
     available = machine.available_memory()

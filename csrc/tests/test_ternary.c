@@ -49,7 +49,11 @@ static void test_refusals(void)
     uint8_t codes[4 * 9] = {0}, tiles[384 + 256];
     float scales[4] = {0};
     bad[0].bits = 3, bad[1].group_size = 32, bad[2].has_zeros = 1, bad[3].zero = 0.0f, bad[4].encoding = 2;
-    for (int i = 0; i < 5; i++) CHECK(tmac_packed_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+    for (int i = 0; i < 5; i++) {
+        CHECK(tmac_packed_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+        CHECK(tmac_memory_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+    }
+    CHECK(tmac_memory_size(&(tmac_shape){4, 9, 2, 0, 0, 1.0f, TMAC_TERNARY}) == TMAC_ERR_ISA, "before tmac_init");
     const tmac_shape s = ternary(4, 9);
     CHECK(tmac_pack(&s, 0, 4, codes, scales, NULL, tiles) == TMAC_OK, "codes 0");
     for (int code = 3; code < 256; code++) {
@@ -189,6 +193,8 @@ static void test_against_planes(int32_t m, int32_t k, int32_t n)
     CHECK(!tmac_pack(&planes, 0, m, codes.data, scales.data, NULL, two.data), "pack");
     tmac_matrix *a, *b;
     CHECK(!tmac_matrix_load(&s, five.data, &a) && !tmac_matrix_load(&planes, two.data, &b), "load");
+    CHECK(tmac_matrix_bytes(a, NULL) == tmac_memory_size(&s), "bytes");
+    CHECK(tmac_matrix_bytes(b, NULL) == tmac_memory_size(&planes), "bytes");
     CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[0].data, m), "ternary");
     CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_INT8, (float *)y[1].data, m), "int8 asked");
     CHECK(!tmac_matmul(b, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[2].data, m), "planes");

@@ -111,8 +111,7 @@ INLINE void few_block(const few_panel *p, const tmac_shape *shape, const float *
     for (int32_t s = 0; s < p->steps; s++)
         few_step(p->codes + s * TRIPLE_STEP_BYTES, p->tables + s * p->table_bytes, words, tokens);
     for (int t = 0; t < tokens; t++)
-        UNROLL for (int i = 0; i < PARTS * 4; i++)
-        {
+        for (int i = 0; i < PARTS * 4; i++) {
             const int32_t row = block * TMAC_ROWS_PER_BLOCK + i * 4;
             const int16x8_t eight = words[t][i / 4][i / 2 % 2];
             add_rows(y + (token + t) * ldy + row, i % 2 ? vget_high_s16(eight) : vget_low_s16(eight), shape->m - row,
