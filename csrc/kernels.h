@@ -37,7 +37,7 @@ typedef struct {
 typedef struct {
     int32_t step_columns;
     int32_t step_bytes;    /* of a step and row block */
-    int32_t table_bytes;   /* of a step and token: `tables` has as many for k columns and n tokens, in an order of its own */
+    int32_t table_bytes;   /* of a step and token; `tables` has room for all, in an order of its own */
     int32_t scratch_bytes; /* of ternary_gemm */
 } tmac_ternary_order;
 

@@ -38,7 +38,7 @@
  *
  * Five weights in a byte (1.6 bits per weight), where a table of 128 entries is one lookup; steps as in the file:
  *
- *   panel (4 steps) = chunk[0] .. ;  chunk (4 row blocks, the last fewer) = step, in it group, in it row block: 64 bytes
+ *   panel (4 steps) = chunk[0] .. ;  chunk (4 row blocks, the last fewer) = step, in it group, in it block: 64 bytes
  *
  *   Tables: for step s and token t, [6 groups][lo, hi][128] int8: lo[v] + 32 * hi[v] = sum over j of t[j] * x[j],
  *   -16 <= lo <= 15, for v = 0 .. 121, then zeros. At [s][t] of [S][n][6][2][128].

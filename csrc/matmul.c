@@ -194,13 +194,13 @@ static size_t lay_out(product *p, char *base, int32_t n, int exact)
     const tmac_kernels *kernels = p->matrix->kernels;
     const int is_ternary = shape->encoding == TMAC_TERNARY;
     const size_t tokens = (size_t)n, k = (size_t)shape->k, n_segments = (size_t)tmac_n_segments(shape);
-    const size_t token_tables = is_ternary ? (size_t)tmac_memory_steps(kernels, shape) * (size_t)kernels->ternary.table_bytes
-                                           : (size_t)(tmac_padded_k(shape) / QUAD_COLUMNS * (1 + exact) * TABLE_BYTES);
+    const int64_t token_tables = is_ternary ? tmac_memory_steps(kernels, shape) * (int64_t)kernels->ternary.table_bytes
+                                            : tmac_padded_k(shape) / QUAD_COLUMNS * (1 + exact) * TABLE_BYTES;
     size_t used = 0;
     p->lut.n = n;
     p->lut.segment_columns = tmac_segment_columns(shape);
     p->lut.exact = exact;
-    p->lut.tables = take(base, &used, tokens * token_tables);
+    p->lut.tables = take(base, &used, tokens * (size_t)token_tables);
     p->lut.half_scales = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.sums = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.totals = take(base, &used, tokens * sizeof(float));

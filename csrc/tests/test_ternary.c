@@ -1,5 +1,5 @@
-/* Ternary matrices, five codes in a byte: literal bytes, products of every instruction set, and the whole library against
- * two planes with exact tables, bit for bit.
+/* Ternary matrices, five codes in a byte: literal bytes, products of every instruction set, and the whole library
+ * against two planes with exact tables, bit for bit.
  * Usage: test_ternary [seed] */
 #include <float.h>
 
@@ -72,7 +72,10 @@ typedef struct {
     guarded q, tiles, scales;
 } ternary_case;
 
-static int32_t steps_of(const tmac_kernels *isa, const tmac_shape *s) { return (s->k - 1) / isa->ternary.step_columns + 1; }
+static int32_t steps_of(const tmac_kernels *isa, const tmac_shape *s)
+{
+    return (s->k - 1) / isa->ternary.step_columns + 1;
+}
 
 /* Tables of n tokens in two calls, as threads share them. */
 static guarded tables_of(const tmac_kernels *isa, const ternary_case *c, tmac_lut *lut)

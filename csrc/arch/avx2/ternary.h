@@ -1,8 +1,8 @@
 /* What the ternary AVX2 kernels share: triples (layout.h), and lookups for a few tokens.
  *
- * A table of a triple holds the sums of v = 0 .. 13, v = t0 + 3 t1 + 9 t2, in units of 31 and of 1: sum = 31 hi + lo with
- * |lo| <= 15, so that the sign can be applied to both bytes and eight triples add up within int8 (8 * 15). vpmaddubsw
- * joins them in int16, where a panel of 240 columns stays within 240 * 128 = 30720. */
+ * A table of a triple holds the sums of v = 0 .. 13, v = t0 + 3 t1 + 9 t2: sum = 31 hi + lo with |lo| <= 15, so that a
+ * sign can be applied to both bytes and eight triples add up within int8 (8 * 15). vpmaddubsw joins them in int16,
+ * where a panel of 240 columns stays within 240 * 128 = 30720. */
 #ifndef TMAC_ARCH_AVX2_TERNARY_H
 #define TMAC_ARCH_AVX2_TERNARY_H
 #include "avx2.h"
@@ -27,7 +27,10 @@ INLINE __m256i magnitudes(__m256i nibbles, const int g) { return g % 2 ? high_in
 /* Bytes that are negative where triple g is, and never 0. signs: vector 4 of a step moved up by g bits. */
 INLINE __m256i nonzero(__m256i signs) { return _mm256_or_si256(signs, _mm256_set1_epi8(1)); }
 
-INLINE __m256i both_lanes(const int8_t *table) { return _mm256_broadcastsi128_si256(_mm_load_si128((const void *)table)); }
+INLINE __m256i both_lanes(const int8_t *table)
+{
+    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table));
+}
 
 /* Where the operands of a panel of one row block and some tokens lie. */
 typedef struct {

@@ -2,18 +2,13 @@
  *
  * For many tokens a table has a row of tokens for each sum: the 81 sums of a k-group (4 columns) of 32 tokens, int16.
  * Four weights of a matrix row are the index of a table row, and one vpaddw with its operand in memory does 4 weights x
- * 16 tokens. A step of triples has 6 k-groups; their tables fill the L1 cache while many rows go by. Loads are what it is
- * bound by, so the 6 indices of a row come with one. */
-#include "ternary.h"
+ * 16 tokens. A step of triples has 6 k-groups; their tables fill the L1 cache while many rows go by. Loads are the
+ * limit, so that the 6 indices of a row come with one. */
+#include "ternary_groups.h"
 
 #include <string.h>
 
 enum {
-    GROUP_COLUMNS = 4,
-    GROUPS = TRIPLE_STEP_COLUMNS / GROUP_COLUMNS,
-    GROUP_SUMS = 81,
-    INDICES = 8, /* bytes of a row's indices: GROUPS of them, and two that nobody reads */
-    LANES = 16,  /* tokens of a register */
     TILE_TOKENS = 2 * LANES,
     TILES = 2, /* that share the indices */
     SCRATCH_ROWS = TERNARY_SLAB_BLOCKS * TMAC_ROWS_PER_BLOCK
@@ -35,128 +30,6 @@ typedef struct {
     int16_t *words;
     int32_t *sums;
 } gemm_tile;
-
-/* columns[c] = column c of the step for 16 tokens. */
-INLINE void transpose_columns(const int8_t *const *x, int32_t c, __m128i columns[8])
-{
-    __m128i a[8], b[8];
-    UNROLL for (int i = 0; i < 8; i++)
-        a[i] = _mm_unpacklo_epi8(_mm_loadl_epi64((const void *)(x[i] + c)), _mm_loadl_epi64((const void *)(x[i + 8] + c)));
-    UNROLL for (int i = 0; i < 4; i++)
-    {
-        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 4]);
-        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 4]);
-    }
-    UNROLL for (int i = 0; i < 2; i++)
-        UNROLL for (int j = 0; j < 2; j++)
-        {
-            a[4 * i + 2 * j] = _mm_unpacklo_epi8(b[2 * i + j], b[2 * i + j + 4]);
-            a[4 * i + 2 * j + 1] = _mm_unpackhi_epi8(b[2 * i + j], b[2 * i + j + 4]);
-        }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
-        columns[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 4]);
-        columns[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 4]);
-    }
-}
-
-/* Row i of the table: sum over j of (digit j of i in base 3, less 1) * x[j]; rows `stride` registers apart. */
-INLINE void build_sums(const __m256i x[GROUP_COLUMNS], __m256i *table, const int stride)
-{
-    __m256i third = _mm256_sub_epi16(_mm256_setzero_si256(), x[3]);
-    for (int i = 0; i < 3; i++, third = _mm256_add_epi16(third, x[3])) {
-        __m256i second = _mm256_sub_epi16(third, x[2]);
-        for (int j = 0; j < 3; j++, second = _mm256_add_epi16(second, x[2])) {
-            __m256i first = _mm256_sub_epi16(second, x[1]);
-            UNROLL for (int l = 0; l < 3; l++, first = _mm256_add_epi16(first, x[1]), table += 3 * stride)
-            {
-                _mm256_store_si256(table, _mm256_sub_epi16(first, x[0]));
-                _mm256_store_si256(table + stride, first);
-                _mm256_store_si256(table + 2 * stride, _mm256_add_epi16(first, x[0]));
-            }
-        }
-    }
-}
-
-INLINE void build_tables(const gemm_tile *tile, int32_t step, int16_t *tables, const int registers)
-{
-    __m256i *table = (__m256i *)tables;
-    for (int32_t c = 0; c < TRIPLE_STEP_COLUMNS; c += 8)
-        for (int v = 0; v < registers; v++) {
-            __m128i columns[8];
-            transpose_columns(tile->x + v * LANES, step * TRIPLE_STEP_COLUMNS + c, columns);
-            for (int g = 0; g < 2; g++) {
-                __m256i x[GROUP_COLUMNS];
-                UNROLL for (int j = 0; j < GROUP_COLUMNS; j++) x[j] = _mm256_cvtepi8_epi16(columns[g * GROUP_COLUMNS + j]);
-                build_sums(x, table + (c / GROUP_COLUMNS + g) * GROUP_SUMS * registers + v, registers);
-            }
-        }
-}
-
-/* Signed digits of a triple: trits[|v|] with v's sign. */
-INLINE __m256i part_of(__m128i trits, __m256i magnitude, __m256i sign)
-{
-    return _mm256_sign_epi8(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(trits), magnitude), sign);
-}
-
-/* Triples a, b, c, d of 12 columns to three k-groups a0 a1 a2 b0, b1 b2 c0 c1, c2 d0 d1 d2. */
-INLINE void regroup(const __m256i magnitude[4], const __m256i sign[4], __m256i out[3])
-{
-    const __m128i low_27 = _mm_setr_epi8(0, 27, -27, 0, 27, -27, 0, 27, -27, 0, 27, -27, 0, 27, 0, 0);
-    const __m128i rest = _mm_setr_epi8(0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 0, 0);
-    const __m128i low_two_9 = _mm_setr_epi8(0, 9, 18, 27, 36, -36, -27, -18, -9, 0, 9, 18, 27, 36, 0, 0);
-    const __m128i high = _mm_setr_epi8(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
-    const __m128i times_3 = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 0, 0);
-    const __m256i middle = _mm256_set1_epi8(GROUP_SUMS / 2);
-    const __m256i first = _mm256_add_epi8(_mm256_sign_epi8(magnitude[0], sign[0]), part_of(low_27, magnitude[1], sign[1]));
-    const __m256i second = _mm256_add_epi8(part_of(rest, magnitude[1], sign[1]), part_of(low_two_9, magnitude[2], sign[2]));
-    const __m256i third = _mm256_add_epi8(part_of(high, magnitude[2], sign[2]), part_of(times_3, magnitude[3], sign[3]));
-    out[0] = _mm256_add_epi8(first, middle);
-    out[1] = _mm256_add_epi8(second, middle);
-    out[2] = _mm256_add_epi8(third, middle);
-}
-
-/* 32 rows of six bytes side by side, eight bytes from row to row. */
-INLINE void store_indices(const __m256i group[GROUPS], uint8_t *indices)
-{
-    UNROLL for (int high = 0; high < 2; high++) /* rows 0-7 and 16-23, rows 8-15 and 24-31 */
-    {
-        __m256i pairs[3];
-        UNROLL for (int i = 0; i < 3; i++)
-            pairs[i] = high ? _mm256_unpackhi_epi8(group[2 * i], group[2 * i + 1])
-                            : _mm256_unpacklo_epi8(group[2 * i], group[2 * i + 1]);
-        const __m256i fours[2] = {_mm256_unpacklo_epi16(pairs[0], pairs[1]), _mm256_unpackhi_epi16(pairs[0], pairs[1])};
-        const __m256i twos[2] = {_mm256_unpacklo_epi16(pairs[2], pairs[2]), _mm256_unpackhi_epi16(pairs[2], pairs[2])};
-        UNROLL for (int i = 0; i < 2; i++)
-        {
-            uint8_t *out = indices + (8 * high + 4 * i) * INDICES, *second = out + 2 * INDICES;
-            _mm256_storeu2_m128i((__m128i *)(out + 16 * INDICES), (__m128i *)out, _mm256_unpacklo_epi32(fours[i], twos[i]));
-            _mm256_storeu2_m128i((__m128i *)(second + 16 * INDICES), (__m128i *)second,
-                                 _mm256_unpackhi_epi32(fours[i], twos[i]));
-        }
-    }
-}
-
-/* A step of one row block to the indices of its rows. */
-INLINE void split_step(const uint8_t *codes, uint8_t *indices)
-{
-    UNROLL for (int half = 0; half < HALVES; half++)
-    {
-        const __m256i *at = (const __m256i *)codes + half;
-        __m256i signs = _mm256_load_si256(at + TRIPLES / 2 * HALVES), group[GROUPS];
-        UNROLL for (int part = 0; part < 2; part++)
-        {
-            __m256i magnitude[4], sign[4];
-            UNROLL for (int i = 0; i < 4; i++, signs = _mm256_add_epi8(signs, signs))
-            {
-                magnitude[i] = magnitudes(_mm256_load_si256(at + (part * 4 + i) / 2 * HALVES), i);
-                sign[i] = nonzero(signs);
-            }
-            regroup(magnitude, sign, group + part * 3);
-        }
-        store_indices(group, indices + half * HALF_ROWS * INDICES);
-    }
-}
 
 /* sums += words */
 INLINE void widen_words(__m256i words, __m256i *sums)
@@ -193,7 +66,7 @@ INLINE void lookup_row(uint64_t index, const int16_t *tables, __m256i *words, __
 INLINE void multiply_step(const gemm_tile *tile, gemm_scratch *scratch, int32_t rows, int32_t step, const int first,
                           const int last, const int registers)
 {
-    build_tables(tile, step, scratch->tables, registers);
+    build_tables(tile->x, step, scratch->tables, registers);
     for (int32_t r = 0; r < rows; r++) {
         uint64_t index;
         memcpy(&index, scratch->indices + (int64_t)r * INDICES, sizeof index);
@@ -268,6 +141,7 @@ static void multiply_many(const tmac_shape *shape, const uint8_t *slab, const fl
                           int32_t block_begin, int32_t block_end, gemm_scratch *scratch, float *y, int64_t ldy)
 {
     const int32_t steps = tmac_triple_steps(shape), blocks = block_end - block_begin;
+    const int32_t row_bytes = steps * TRIPLE_STEP_COLUMNS; /* ternary_build.c */
     for (int32_t token = 0; token < lut->n; token += TILES * TILE_TOKENS) {
         const int32_t n_tiles = lut->n - token > TILE_TOKENS ? 2 : 1, blocks_at_once = TERNARY_SLAB_BLOCKS / n_tiles;
         gemm_tile tiles[TILES];
@@ -279,10 +153,11 @@ static void multiply_many(const tmac_shape *shape, const uint8_t *slab, const fl
             tile->registers = tile->tokens > LANES ? 2 : 1;
             tile->words = scratch->words + at, tile->sums = scratch->sums + at;
             for (int32_t t = 0; t < TILE_TOKENS; t++)
-                tile->x[t] = lut->tables + (int64_t)(tile->token + at_most(t, tile->tokens - 1)) * steps * TRIPLE_STEP_COLUMNS;
+                tile->x[t] = lut->tables + (int64_t)(tile->token + at_most(t, tile->tokens - 1)) * row_bytes;
         }
         for (int32_t begin = 0; begin < blocks; begin += blocks_at_once) {
-            const int32_t end = at_most(blocks, begin + blocks_at_once), row = (block_begin + begin) * TMAC_ROWS_PER_BLOCK;
+            const int32_t end = at_most(blocks, begin + blocks_at_once);
+            const int32_t row = (block_begin + begin) * TMAC_ROWS_PER_BLOCK;
             multiply_rows(tiles, n_tiles, slab, steps, blocks, begin, end, scratch);
             for (int32_t i = 0; i < n_tiles; i++)
                 store_tile(tiles + i, shape, scales, lut, row, (end - begin) * TMAC_ROWS_PER_BLOCK, y, ldy);

@@ -1,9 +1,9 @@
 /* What the ternary NEON kernels share: triples (layout.h), and lookups for up to four tokens.
  *
- * tbl with two registers looks up 32 entries: the sums of v = t0 + 3 t1 + 9 t2 = 0 .. 13 at |v|, their negatives at 16 +
- * |v|, so that a sign is bit 4 of the index. A sum is 31 hi + lo with |lo| <= 15: eight triples add up within int8
- * (8 * 15), and a panel of 240 columns stays within int16 (240 * 128 = 30720). (The 122 sums of five weights need two tbl
- * with four registers for each byte of the sum, at a third of the rate.) */
+ * tbl with two registers looks up 32 entries: the sums of v = t0 + 3 t1 + 9 t2 = 0 .. 13, from 16 on their negatives,
+ * so that a sign is bit 4 of the index. A sum is 31 hi + lo with |lo| <= 15: eight triples add up within int8 (8 * 15),
+ * and a panel of 240 columns stays within int16 (240 * 128 = 30720). (The 122 sums of five weights need two tbl with
+ * four registers for each byte of the sum, at a third of the rate.) */
 #ifndef TMAC_ARCH_NEON_TERNARY_H
 #define TMAC_ARCH_NEON_TERNARY_H
 #include "neon.h"

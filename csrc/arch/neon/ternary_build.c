@@ -21,7 +21,7 @@ INLINE void build_triple(const int8_t *x, int8_t *table)
         int16x8_t sums = vmulq_n_s16(vld1q_s16(trits[0] + 8 * i), x[0]);
         sums = vmlaq_n_s16(sums, vld1q_s16(trits[1] + 8 * i), x[1]);
         sums = vmlaq_n_s16(sums, vld1q_s16(trits[2] + 8 * i), x[2]);
-        /* round(sum / 31): within |sum| <= 384 the product is off by less than a tenth of the nearest tie's distance */
+        /* round(sum / 31): |sum| <= 384 puts the product off by less than 0.001; the nearest tie is 0.016 away */
         hi[i] = vqrdmulhq_n_s16(sums, 32768 / TRIPLE_SPLIT);
         lo[i] = vmlsq_n_s16(sums, hi[i], TRIPLE_SPLIT);
     }
