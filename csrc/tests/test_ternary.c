@@ -154,15 +154,37 @@ static ternary_case random_ternary(int32_t m, int32_t k, int32_t n, int pattern)
     return c;
 }
 
+static void check_product(const tmac_kernels *isa, const ternary_case *c, int one)
+{
+    guarded want = product_of(&tmac_kernels_scalar, c, 0), got = product_of(isa, c, one);
+    if (isa == &tmac_kernels_scalar) check_rows(c, (const float *)got.data);
+    check_equal(&want, &got, isa->name, one ? "ternary gemv's y" : "ternary gemm's y");
+    guarded_free(&want), guarded_free(&got);
+}
+
+static void drop(ternary_case *c) { guarded_free(&c->q), guarded_free(&c->tiles), guarded_free(&c->scales); }
+
 static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t n, int pattern)
 {
     ternary_case c = random_ternary(m, k, n, pattern);
     const int one = n == 1 && pattern % 2;
     snprintf(where, sizeof where, "ternary m %d k %d n %d pattern %d first %d gemv %d", m, k, n, pattern, c.first, one);
-    guarded want = product_of(&tmac_kernels_scalar, &c, 0), got = product_of(isa, &c, one);
-    if (isa == &tmac_kernels_scalar) check_rows(&c, (const float *)got.data);
-    check_equal(&want, &got, isa->name, one ? "ternary gemv's y" : "ternary gemm's y");
-    guarded_free(&c.q), guarded_free(&c.tiles), guarded_free(&c.scales), guarded_free(&want), guarded_free(&got);
+    check_product(isa, &c, one);
+    drop(&c);
+}
+
+/* One activation in three has a value, and all weights are +1 or -1: every sum of three columns is this value, so that
+ * whatever it is split into adds up to the largest total there is. */
+static void test_splits(const tmac_kernels *isa)
+{
+    for (int value = -128; value < 128; value++) {
+        ternary_case c = random_ternary(64, 240, 1, ZERO);
+        snprintf(where, sizeof where, "ternary sums of %d", value);
+        for (int32_t i = 0; i < c.shape.k; i += 3) c.q.data[i] = (uint8_t)value;
+        for (size_t i = 0; i < c.tiles.bytes; i++) c.tiles.data[i] = i % 2 ? 121 : 249;
+        check_product(isa, &c, 1);
+        drop(&c);
+    }
 }
 
 static void test_kernels(const tmac_kernels *isa)
@@ -223,6 +245,7 @@ int main(int argc, char **argv)
             continue;
         }
         test_kernels(isa);
+        test_splits(isa);
         for (int threads = 1; threads <= 3; threads++) {
             static const int32_t shapes[][3] = {{1, 1, 1}, {67, 131, 3}, {640, 300, 1}, {200, 700, 65}, {2700, 40, 1}};
             CHECK(!tmac_init(isa->name, threads), "init");
