@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tmac_llm.model.config import ModelConfig
 
-EMBEDDING = "model.embed_tokens.weight"
-LM_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens"
+LM_HEAD = "lm_head"
 
 # Buffers that old versions of transformers saved by accident.
 IGNORED_SUFFIXES = (

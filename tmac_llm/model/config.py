@@ -11,7 +11,8 @@ from tmac_llm.model.fields import Fields, show
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 HIDDEN_ACTS = ("silu", "relu2", "relu")
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+# "divided" is our own: `divisors` holds what each frequency is divided by, as GGUF files do.
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "divided")
 # BitNet is a way to compute, "tmac" says in its own fields whether it is one; the others store Llamas.
 QUANT_METHODS = (
     "bitnet",
@@ -72,6 +73,7 @@ _ROPE_KEYS = {
     "truncate",
     "partial_rotary_factor",
     "finetuned",
+    "divisors",
 }
 
 
@@ -81,6 +83,7 @@ class RopeConfig:
 
     `original_max_position_embeddings` is set for dynamic, llama3 and yarn (dynamic: the model's
     max_position_embeddings). `attention_factor` None means: derive it from factor, mscale, mscale_all_dim.
+    `divisors`, for divided: one of each rotated pair.
     """
 
     rope_type: str = "default"
@@ -96,6 +99,7 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     partial_rotary_factor: float = 1.0
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +320,8 @@ def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeC
         )
     if kind == "default":
         return RopeConfig(theta=theta, partial_rotary_factor=partial)
+    if kind == "divided":
+        return RopeConfig(kind, theta, partial_rotary_factor=partial, divisors=_divisors(rope, head_dim, partial))
     original: int | None = None
     if kind == "dynamic":
         original = context
@@ -342,6 +348,17 @@ def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeC
     if kind == "llama3" and config.high_freq_factor <= config.low_freq_factor:
         raise rope.bad("high_freq_factor", f"greater than low_freq_factor ({config.low_freq_factor:g})")
     return config
+
+
+def _divisors(rope: Fields, head_dim: int, partial: float) -> tuple[float, ...]:
+    value, n_pairs = rope.d.get("divisors"), int(head_dim * partial) // 2
+    if (
+        not isinstance(value, list)
+        or len(value) != n_pairs
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) and 1e-6 < v < 1e6 for v in value)
+    ):
+        raise rope.bad("divisors", f"a list of {n_pairs} positive numbers")
+    return tuple(float(v) for v in value)
 
 
 def _rope_fields(fields: Fields) -> Fields:
