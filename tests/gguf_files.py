@@ -61,14 +61,18 @@ def pack_i2_s(ternary: np.ndarray, scale: float) -> np.ndarray:
     """bitnet.cpp's I2_S for x86: blocks of 128 values over the whole matrix, then 32 bytes with the scale."""
     codes = (ternary + 1).astype(np.uint8).reshape(-1, 4, 32)
     packed = codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
-    return np.concatenate([packed.reshape(-1), np.array([scale], "<f4").view(np.uint8), np.zeros(28, np.uint8)])
+    return np.concatenate(
+        [packed.reshape(-1), np.array([scale], "<f4").view(np.uint8), np.zeros(28, np.uint8)]
+    )
 
 
 def random_blocks(kind: str, shape: tuple[int, int], rng: np.random.Generator, scale: float) -> np.ndarray:
     """uint8 rows of any block type with random codes; the float16 scales in them are small and finite."""
     n_values, n_bytes = gguf.GGML_QUANT_SIZES[TYPES[kind]]
     blocks = rng.integers(0, 256, (shape[0], shape[1] // n_values, n_bytes)).astype(np.uint8)
-    at = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,)}[kind]
+    at = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,)}[
+        kind
+    ]
     for i in at:
         d = (scale * (0.5 + rng.random(blocks.shape[:2]))).astype(np.float16)
         blocks[..., i : i + 2] = d[..., None].view(np.uint8)
@@ -113,7 +117,12 @@ def write_metadata(
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
     for key, value in (changes or {}).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         add.get(type(value), writer.add_array)(key, value)
 
 

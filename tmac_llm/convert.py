@@ -102,9 +102,10 @@ def convert(
 ) -> ConvertReport:
     """Convert a Hub id or a local checkpoint into a packed model, a few million weights at a time.
 
-    file: which of several weight files of the source, such as one of its GGUF models. out: the directory to create; None: one of the local store, named after source and bits. bits: 1, 2, 3, 4,
-    8, or 16 to keep float; None: 4, while ternary weights stay ternary. group_size: 32, 64 or 128 columns
-    share a scale. head_bits: of embedding and output head, 2 to 8 or 16; None: 8, or 16 with bits 16.
+    file: which of several weight files of the source, such as one of its GGUF models. out: the directory to create;
+    None: one of the local store, named after source and bits. bits: 1, 2, 3, 4, 8, or 16 to keep float; None: as
+    the source has them, 4 where it is float. group_size: 32, 64 or 128 columns share a scale. head_bits: of embedding
+    and output head, 2 to 8 or 16; None: as the source has them, 8 where they are float, or 16 with bits 16.
     symmetric: no zero points. force: replace an existing packed model, and allow bits that the model was not
     trained for. dry_run: report only.
 

@@ -192,9 +192,7 @@ class Plan:
         return head.bits if self._keeps_table(head) else self._default_head_bits
 
     def _keeps_table(self, weight: Weight) -> TypeGuard[CodedWeight]:
-        return (
-            isinstance(weight, CodedWeight) and self._options.head_bits is None and self.bits != FLOAT_BITS
-        )
+        return isinstance(weight, CodedWeight) and self._options.head_bits is None and self.bits != FLOAT_BITS
 
     def _table(self, name: str, weight: Weight) -> Matrix:
         """Embedding or output head."""

@@ -2,9 +2,9 @@
 
 Knows the keys tokenizer.ggml.* (ggml-org/ggml, docs/gguf.md) and the `tokenizers` library; opens no GGUF file.
 
-"llama" is sentencepiece BPE, pieces with scores. "gpt2" is byte-level BPE with merges; how text is cut before merging is
-not in the file, only its name, tokenizer.ggml.pre: names that are not known here are refused, as a wrong cut gives
-wrong tokens.
+"llama" is sentencepiece BPE, pieces with scores. "gpt2" is byte-level BPE with merges; how text is cut before
+merging is not in the file, only the name of a way, tokenizer.ggml.pre: names that are not known here are refused, as a
+wrong cut gives wrong tokens.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class _Cut(NamedTuple):
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA_3 = _Cut(
-    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}", ignore_merges=True, add_bos=True
-)
+_LLAMA_3 = _Cut(rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}", ignore_merges=True, add_bos=True)
 _QWEN = _Cut(rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}", nfc=True)
 _GPT_2 = _Cut(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 _CUTS = {
@@ -162,8 +160,12 @@ class _Vocabulary:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is None and key != "tokens":
             return []
-        fits = isinstance(value, list) and (not value or isinstance(value[0], kind))  # of one type by its format
-        if not fits or (length is not None and len(value) != length):
+        # Of one type by its format, so that the first element tells.
+        if (
+            not isinstance(value, list)
+            or (value and not isinstance(value[0], kind))
+            or (length is not None and len(value) != length)
+        ):
             expected = f"a list of {length or 'the'} {kind.__name__}s"
             raise TokenizerError(f"{self.where}: tokenizer.ggml.{key}: expected {expected}; {_BESIDE}")
         return list(value)

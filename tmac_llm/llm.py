@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from tmac_llm import kernels
 from tmac_llm.chat_template import Message
-from tmac_llm.errors import CheckpointError, PackedModelError, UsageError
+from tmac_llm.errors import UsageError
 from tmac_llm.generation import PREFILL_CHUNK, Context, FinishReason, Generation
 from tmac_llm.load import load_decoder
 from tmac_llm.model.config import ModelConfig

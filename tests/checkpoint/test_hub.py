@@ -380,6 +380,22 @@ def test_which_weights_are_needed(names: list[str], weights: list[str]) -> None:
     assert needed_files("o/m", ["config.json", *names]) == [*weights, "config.json"]
 
 
+def test_gguf_models() -> None:
+    split = ["q/b-00001-of-00002.gguf", "q/b-00002-of-00002.gguf"]
+    assert needed_files("o/m", ["README.md", "a.gguf", "tokenizer.json"]) == ["a.gguf", "tokenizer.json"]
+    assert needed_files("o/m", ["README.md", *split]) == split
+    names = ["config.json", "model.safetensors", "a.gguf", *split]
+    assert needed_files("o/m", names) == ["model.safetensors", "config.json"]
+    assert needed_files("o/m", names, "a.gguf") == ["a.gguf", "config.json"]
+    assert needed_files("o/m", names, split[0]) == [*split, "config.json"]
+    with pytest.raises(
+        HubError, match=r"o/m: the repository has no file c\.gguf; its GGUF models: a\.gguf, q/b"
+    ):
+        needed_files("o/m", names, "c.gguf")
+    with pytest.raises(HubError, match="no file q/b-00002-of-00002"):
+        needed_files("o/m", ["a.gguf", split[0]], split[0])
+
+
 def test_which_small_files_are_needed() -> None:
     small = ["chat_template.jinja", "config.json", "generation_config.json", "merges.txt", "tokenizer.model"]
     small = [*small, "additional_chat_templates/tool_use.jinja"]
@@ -390,13 +406,17 @@ def test_which_small_files_are_needed() -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        (["config.json", "model.gguf"], UnsupportedError, "o/m: weights only as GGUF"),
+        (
+            ["a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"],
+            HubError,
+            r"2 GGUF models, say which .*: a\.gguf, b",
+        ),
         (
             ["config.json", "original/model.safetensors", "a.pth"],
             UnsupportedError,
             "o/m: weights only as pickle",
         ),
-        (["config.json", "README.md"], HubError, r"o/m: the repository has no \.safetensors files"),
+        (["config.json", "README.md"], HubError, r"o/m: the repository has no \.safetensors and no \.gguf"),
         (["model.safetensors"], HubError, r"o/m: the repository has no config\.json"),
     ],
 )

@@ -116,7 +116,9 @@ def _only_gguf(repo: str, names: list[str]) -> list[str]:
     ggufs = gguf.models(names)
     if not ggufs:
         refuse_pickles(names, repo)
-        raise HubError(f"{repo}: the repository has no .safetensors and no .gguf files; it holds no model to convert")
+        raise HubError(
+            f"{repo}: the repository has no .safetensors and no .gguf files; it holds no model to convert"
+        )
     if len(ggufs) > 1:
         raise HubError(f"{repo}: {gguf.choice(ggufs)}")
     return gguf.parts(ggufs[0])

@@ -321,7 +321,9 @@ def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeC
     if kind == "default":
         return RopeConfig(theta=theta, partial_rotary_factor=partial)
     if kind == "divided":
-        return RopeConfig(kind, theta, partial_rotary_factor=partial, divisors=_divisors(rope, head_dim, partial))
+        return RopeConfig(
+            kind, theta, partial_rotary_factor=partial, divisors=_divisors(rope, head_dim, partial)
+        )
     original: int | None = None
     if kind == "dynamic":
         original = context

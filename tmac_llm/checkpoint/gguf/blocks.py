@@ -150,8 +150,10 @@ def _tq1_0(blocks: Bytes) -> Bytes:
     def trits(packed: Bytes, n: int) -> Bytes:
         """(..., n b): value i b + j is trit i of byte j."""
         top = packed[..., None, :] * _POWERS[:n, None]
-        return (top.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).astype(np.uint8).reshape(
-            *packed.shape[:-1], -1
+        return (
+            (top.astype(np.uint16) * np.uint16(3) >> np.uint16(8))
+            .astype(np.uint8)
+            .reshape(*packed.shape[:-1], -1)
         )
 
     parts = [trits(blocks[..., :32], 5), trits(blocks[..., 32:48], 5), trits(blocks[..., 48:52], 4)]

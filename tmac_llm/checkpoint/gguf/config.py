@@ -120,7 +120,9 @@ def to_config(
     m = _Metadata(metadata, where)
     for key, neutral in _NEUTRAL.items():
         if m.get(key) is not None and m.get(key) not in neutral:
-            raise UnsupportedError(f"{where}: {m.architecture}.{key} is {show(m.get(key))}, which is not computed")
+            raise UnsupportedError(
+                f"{where}: {m.architecture}.{key} is {show(m.get(key))}, which is not computed"
+            )
     hidden, heads = m.integer("embedding_length"), m.integer("attention.head_count")
     head_dim = m.integer("attention.key_length", hidden // max(heads, 1))
     if m.integer("attention.value_length", head_dim) != head_dim:

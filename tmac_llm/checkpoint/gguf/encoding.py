@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmac_llm.checkpoint.coded import coded_weight, Rounding
-from tmac_llm.checkpoint.dense import DenseEncoding, check_shape
+from tmac_llm.checkpoint.coded import Rounding, coded_weight
+from tmac_llm.checkpoint.dense import check_shape
 from tmac_llm.checkpoint.gguf.blocks import (
     GROUPED,
     TERNARY,
@@ -20,8 +19,9 @@ from tmac_llm.checkpoint.gguf.blocks import (
     to_zero_points,
 )
 from tmac_llm.checkpoint.gguf.tensors import FLOATS, GgufTensors
-from tmac_llm.checkpoint.gguf.types import TYPES, BlockType
+from tmac_llm.checkpoint.gguf.types import TYPES
 from tmac_llm.checkpoint.index import TensorFiles
+from tmac_llm.checkpoint.names import EMBEDDING, LM_HEAD
 from tmac_llm.checkpoint.weights import (
     CodedRows,
     CodedWeight,
@@ -48,21 +48,28 @@ class GgufEncoding:
 
     quantised_tables = True
 
-    def __init__(self, files: TensorFiles, parts: list[GgufTensors], floats: Encoding, notes: list[str]) -> None:
+    def __init__(
+        self, files: TensorFiles, parts: list[GgufTensors], floats: Encoding, notes: list[str]
+    ) -> None:
         self._files, self._floats, self._notes = files, floats, notes
         self._parts = {name: part for part in parts for name in part.tensors}
         self._types: Counter[str] = Counter()
 
     @property
     def description(self) -> str:
-        counted = ", ".join(f"{n} of {name}" for name, n in self._types.most_common())
-        return f"GGUF: linears {counted}"
+        counted = ", ".join(f"{n} of {kind}" for kind, n in self._types.most_common() if n)
+        kinds = [
+            f"{what} {self._files.info(f'{name}.weight').dtype}"
+            for what, name in (("embedding", EMBEDDING), ("output head", LM_HEAD))
+            if f"{name}.weight" in self._files
+        ]
+        return f"GGUF, linears: {counted}; {', '.join(kinds)}"
 
     def check(self, name: str, shape: tuple[int, int]) -> list[str]:
         tensor = f"{name}.weight"
         check_shape(self._files, tensor, shape)
         kind = self._files.info(tensor).dtype
-        self._types[kind] += 1
+        self._types[kind] += name not in (EMBEDDING, LM_HEAD)
         scale = [f"{name}.scale"] if f"{name}.scale" in self._files else []
         if scale:
             check_shape(self._files, scale[0], (1,))
@@ -211,9 +218,7 @@ class GgufEncoding:
             self._notes.append(note)
 
 
-def codes_power(
-    codes: NDArray[np.uint8], scales: NDArray[np.float32], minima: NDArray[np.float32]
-) -> float:
+def codes_power(codes: NDArray[np.uint8], scales: NDArray[np.float32], minima: NDArray[np.float32]) -> float:
     """The sum of squares of scale * code + minimum."""
     values = codes.reshape(*scales.shape, -1) * scales[..., None] + minima[..., None]
     return float(np.vdot(values, values))
@@ -227,10 +232,10 @@ def _dequantise(kind: str) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]
         raise UnsupportedError(
             f"tensors of type {kind} need the gguf package to be read; install it with: {INSTALL}"
         ) from None
-    number = GGMLQuantizationType.__members__.get(kind)
     try:
+        number = GGMLQuantizationType[kind]
         quants.dequantize(np.zeros((1, _BY_NAME[kind].n_bytes), np.uint8), number)
-    except (NotImplementedError, AttributeError, ValueError):
+    except (NotImplementedError, KeyError):
         raise UnsupportedError(
             f"tensors of type {kind} are not supported, the gguf package cannot read them; take a file of another type,"
             " such as Q4_0 or Q8_0"

@@ -68,7 +68,9 @@ def only_model(directory: Path) -> Path | None:
 
 def choice(names: list[str]) -> str:
     """What to say about several models."""
-    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    listed = ", ".join(names[:_LISTED]) + (
+        f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    )
     return f"holds {len(names)} GGUF models, say which with --file NAME: {listed}"
 
 

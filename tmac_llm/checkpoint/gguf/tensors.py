@@ -101,7 +101,8 @@ class GgufTensors:
         end = tensor.shape[0] if end is None and tensor.shape else end or 0
         rows = self.raw(name, begin, end) if tensor.shape else self._file.read(tensor.begin, tensor.end)
         shape = (end - begin, *tensor.shape[1:]) if tensor.shape else ()
-        return rows.reshape(-1).view(dtype).reshape(shape)
+        values: NDArray[Any] = rows.reshape(-1).view(dtype).reshape(shape)
+        return values
 
     def raw(self, name: str, begin: int, end: int) -> NDArray[np.uint8]:
         """uint8 (end - begin, bytes of a row): rows of a tensor whose rows are whole blocks."""
@@ -112,7 +113,8 @@ class GgufTensors:
         rows = self.file_rows(name, begin, end)
         first, last = (int(rows.min()), int(rows.max()) + 1) if rows.size else (0, 0)
         data = self._file.read(tensor.begin + first * row, tensor.begin + last * row).reshape(-1, row)
-        return data[rows - first] if self._heads[name] else data
+        ordered: NDArray[np.uint8] = data[rows - first] if self._heads[name] else data
+        return ordered
 
     def span(self, name: str, begin: int, end: int) -> NDArray[np.uint8]:
         """Bytes [begin, end) of a tensor in file order. The caller sees to the order of rows."""
@@ -126,4 +128,5 @@ class GgufTensors:
             return rows
         d = self._stored[name].shape[0] // self._heads[name]
         h, i = np.divmod(rows, d)
-        return h * d + i % (d // 2) * 2 + i // (d // 2)
+        order: NDArray[np.intp] = h * d + i % (d // 2) * 2 + i // (d // 2)
+        return order
