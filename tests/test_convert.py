@@ -1,7 +1,9 @@
+
 """convert: what each kind of checkpoint becomes, and what the options and the report say."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -279,7 +281,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     planned = convert(made.path, tmp_path / "out", bits=2, dry_run=True)
     assert everything(tmp_path) == before
     done = convert(made.path, tmp_path / "out", bits=2)
-    assert planned.matrices == done.matrices
+    assert planned.matrices == tuple(replace(m, relative_rms=0.0) for m in done.matrices)
     assert planned.bits_per_weight == done.bits_per_weight
     assert planned.path == done.path
     assert planned.gain is None
