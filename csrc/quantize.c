@@ -13,7 +13,7 @@
 #include "matrix.h"
 #include "threadpool.h"
 
-enum { LANES = 4, MAX_GROUP = 128, N_WIDTHS = 16, N_STARTS = 2, N_ROUNDS = 4 };
+enum { LANES = 4, MAX_GROUP = 128, N_WIDTHS = 16, N_WIDTHS_FINE = 4, N_STARTS = 2, N_ROUNDS = 4 };
 
 typedef float lanes __attribute__((vector_size(16)));
 
@@ -139,13 +139,15 @@ static fit min_max(const group *g)
     return stored(g, below > above ? below : above, g->zero);
 }
 
+/* With 64 codes and more, no more than four codes of clipping pay, and few widths find the least error. */
+static int n_widths(const group *g) { return g->top >= 63 ? N_WIDTHS_FINE : N_WIDTHS; }
 /* Start i of the search: the range of the group, narrowed in steps, and shifted by a part of a code (with zero points)
  * or mirrored (without). */
 static fit start(const group *g, int i, float shift)
 {
     const float top = (float)g->top;
-    const float narrowest = g->top == 1 ? 0.3f : g->top == 3 ? 0.45f : g->top == 7 ? 0.6f : 0.75f;
-    const float width = 1 - (1 - narrowest) * (float)i / (N_WIDTHS - 1);
+    const float narrowest = g->top == 1 ? 0.3f : g->top == 3 ? 0.45f : g->top == 7 ? 0.6f : 1 - 4 / (top + 1);
+    const float width = 1 - (1 - narrowest) * (float)i / (float)(n_widths(g) - 1);
     if (g->has_zeros) {
         const float scale = (g->high - g->low) * width / top;
         return (fit){scale, scale > 0 ? top / 2 + shift - (g->low + g->high) / 2 / scale : 0, 0};
@@ -157,17 +159,15 @@ static fit start(const group *g, int i, float shift)
 
 static void keep_best_two(fit best[N_STARTS], fit f)
 {
-    if (f.error < best[0].error) {
-        best[1] = best[0];
-        best[0] = f;
-    } else keep_better(&best[1], f);
+    if (f.error < best[0].error) best[1] = best[0], best[0] = f;
+    else keep_better(&best[1], f);
 }
 
 static fit search(const group *g, fit plain)
 {
     fit best[N_STARTS] = {{.error = INFINITY}, {.error = INFINITY}}, found = plain;
     const int mirrored = !g->has_zeros && g->zero * 2 != (float)g->top;
-    for (int i = 0; i < N_WIDTHS; i++)
+    for (int i = 0; i < n_widths(g); i++)
         for (int shift = g->has_zeros ? -1 : 0; shift <= g->has_zeros; shift++) {
             const fit f = start(g, i, 0.3f * (float)shift);
             keep_best_two(best, refit(g, f.scale, f.zero));
