@@ -218,7 +218,7 @@ typedef struct {
     int type;
     uint8_t *codes;
     uint16_t *scales, *zeros;
-    double *errors; /* (n_rows, 2): summed in row order afterwards, so that threads do not matter */
+    double *errors; /* (n_rows, 3): summed in row order afterwards, so that threads do not matter */
     _Atomic int status;
 } quantize_job;
 
@@ -270,8 +270,10 @@ static void quantize_row(quantize_job *job, int32_t row)
         write_codes(&g, best, job->codes + at);
         job->scales[(int64_t)row * n_groups + i] = tmac_half_of_float(best.scale);
         if (shape->has_zeros) job->zeros[(int64_t)row * n_groups + i] = tmac_half_of_float(best.zero);
-        job->errors[row * 2] += isfinite(plain.error) ? plain.error : best.error;
-        job->errors[row * 2 + 1] += best.error;
+        double *errors = job->errors + (int64_t)row * 3;
+        errors[0] += isfinite(plain.error) ? plain.error : best.error;
+        errors[1] += best.error;
+        errors[2] += g.sum2;
     }
 }
 
@@ -287,14 +289,11 @@ int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *weights, 
     if (!tmac_shape_valid(shape) || shape->group_size == 0 || n_rows < 1 || !weights || !codes || !scales || !error ||
         (shape->has_zeros && !zeros) || (type != TMAC_F32 && type != TMAC_F16 && type != TMAC_BF16))
         return TMAC_ERR_ARGUMENT;
-    double *errors = calloc((size_t)n_rows * 2, sizeof *errors);
+    double *errors = calloc((size_t)n_rows * 3, sizeof *errors);
     if (!errors) return TMAC_ERR_MEMORY;
     quantize_job job = {shape, weights, type, codes, scales, zeros, errors, TMAC_OK};
     tmac_parallel_for(n_rows, 1, quantize_rows, &job);
-    for (int32_t row = 0; row < n_rows; row++) {
-        error[0] += errors[row * 2];
-        error[1] += errors[row * 2 + 1];
-    }
+    for (int64_t i = 0; i < (int64_t)n_rows * 3; i++) error[i % 3] += errors[i];
     free(errors);
     return job.status;
 }

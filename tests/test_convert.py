@@ -1,4 +1,3 @@
-
 """convert: what each kind of checkpoint becomes, and what the options and the report say."""
 
 import json

@@ -17,7 +17,6 @@ from tmac_llm.checkpoint.weights import (
     DenseWeight,
     TernaryWeight,
     Weight,
-    to_float32,
 )
 from tmac_llm.kernels import Encoding, MatrixShape
 
@@ -207,8 +206,7 @@ def encode(
         scales = weight.scales[begin : begin + len(rows)]
         return kernels.pack(part, (rows + np.int8(1)).view(np.uint8), scales)
     coded = kernels.quantize(rows, shape.bits, shape.group_size, shape.has_zeros, shape.zero)
-    values = to_float32(rows).reshape(-1)
-    error.power += float(np.dot(values, values))
+    error.power += coded.power
     error.minmax += coded.error_minmax
     error.search += coded.error_search
     return kernels.pack(part, coded.codes, coded.scales, coded.zeros)
