@@ -121,7 +121,7 @@ class Plan:
         self.matrices.append(self._table(names.EMBEDDING, embedding))
         for group in names.linear_groups(config):
             parts = {part.name: linears[part.name] for part in group.parts}
-            fused = quantize.stack(list(parts.values()))
+            fused = None if config.linear_norm_eps else quantize.stack(list(parts.values()))
             for name, weight in {group.fused.name: fused}.items() if fused else parts.items():
                 self.matrices.append(self._linear(name, weight, not self._recoded.isdisjoint(parts)))
         if head:
@@ -161,6 +161,7 @@ class Plan:
             "symmetric": options.symmetric,
             "int8_activations": self._checkpoint.config.int8_activations,
             "sub_norms": self._checkpoint.config.sub_norms,
+            "linear_norm_eps": self._checkpoint.config.linear_norm_eps,
             "source": source,
             "source_format": self._checkpoint.format,
             "source_notes": list(self._checkpoint.notes),

@@ -159,7 +159,6 @@ def test_misshapen_packed_tensors(
     [
         ({"linear_class": "otherlinear"}, "linear_class is 'otherlinear'"),
         ({"quantization_mode": "lazy"}, "quantization_mode is 'lazy'"),
-        ({"use_rms_norm": True}, "use_rms_norm"),
         (
             {"modules_to_not_convert": ["lm_head", "mlp.up_proj"]},
             r"modules_to_not_convert has 'mlp\.up_proj'",

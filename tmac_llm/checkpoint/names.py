@@ -54,6 +54,8 @@ def vector_shapes(config: ModelConfig) -> dict[str, tuple[int]]:
     vectors = {
         f"model.layers.{i}.{n}": s for i in range(config.num_hidden_layers) for n, s in of_layer.items()
     }
+    if config.linear_norm_eps is not None:
+        vectors |= {f"{n}.rms_norm.weight": (shape[1],) for n, shape in linear_shapes(config).items()}
     vectors |= {f"{n}.bias": (shape[0],) for n, shape in linear_shapes(config).items() if has_bias(config, n)}
     return vectors | {"model.norm.weight": hidden}
 

@@ -108,6 +108,7 @@ class ModelConfig:
 
     `int8_activations`: the input of every linear inside the layers is quantised to int8 per token (BitNet).
     `sub_norms`: an RMSNorm before o_proj (hidden_size) and one before down_proj (intermediate_size).
+    `linear_norm_eps`: where every linear normalises its own input by an RMSNorm of its own, the eps of those.
     `qk_norm`: an RMSNorm of shape (head_dim,) on each head of q and k, before the rotation.
     `o_bias` and `qkv_bias` are separate because Qwen2 has biases on q, k, v only.
     """
@@ -134,6 +135,7 @@ class ModelConfig:
     int8_activations: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    linear_norm_eps: float | None = None
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> ModelConfig:
@@ -185,6 +187,7 @@ class ModelConfig:
             int8_activations=int8_activations,
             bos_token_id=fields.token_ids("bos_token_id")[0] if fields.has("bos_token_id") else None,
             eos_token_ids=fields.token_ids("eos_token_id") if fields.has("eos_token_id") else (),
+            linear_norm_eps=_linear_norm_eps(fields),
         )
 
 
@@ -232,8 +235,6 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
             if model_type == "bitnet":
                 raise quant.unsupported("quant_method", "bitnet for model_type bitnet")
             return False, False
-        if quant.boolean("use_rms_norm"):
-            raise quant.unsupported("use_rms_norm", "false (one extra norm per linear is not computed)")
         return True, model_type == "bitnet"
     if is_1bitllm(fields.d):
         for key, bits in (("weight_bits", 1), ("input_bits", 8)):
@@ -246,6 +247,16 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
             " take the config.json of the original repository"
         )
     return False, False
+
+
+def _linear_norm_eps(fields: Fields) -> float | None:
+    """Of the norms inside the linears (transformers' BitLinear with use_rms_norm), None where there are none."""
+    quant = Fields(quantization_config(fields.d) or {}, "quantization_config.")
+    if quant.d.get("quant_method") == "tmac":
+        return quant.optional_number("linear_norm_eps")
+    if quant.d.get("quant_method") != "bitnet" or not quant.boolean("use_rms_norm"):
+        return None
+    return quant.number("rms_norm_eps", default=1e-6)
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
