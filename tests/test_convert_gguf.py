@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
-from gguf_files import read_checkpoint, write_gguf, write_vocabulary
+from gguf_files import TYPES, random_blocks, read_checkpoint, write_gguf, write_vocabulary
 from packed_models import stored_linear, stored_matrix
 from reference_forward import Model, forward, relative_rms
 from reference_forward import load as load_reference
@@ -144,9 +145,6 @@ def test_what_changes_is_measured_and_told(source: Any, tmp_path: Path, rng: Any
 
 
 def test_types_without_a_form_of_ours_get_two_bits_more(source: Any, tmp_path: Path, rng: Any) -> None:
-    import gguf
-    from gguf_files import TYPES, random_blocks
-
     config, tensors = source
     name = "model.layers.1.mlp.down_proj"
     stored = random_blocks("Q6_K", tensors[f"{name}.weight"].shape, rng, 1e-4)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -26,8 +27,6 @@ from gguf_files import (
 from tmac_llm import quantize
 from tmac_llm.checkpoint import CodedWeight, DenseWeight, TernaryWeight, open_checkpoint
 from tmac_llm.errors import CheckpointError, UnsupportedError
-
-gguf = pytest.importorskip("gguf")
 
 SHAPE = {
     "hidden_size": 256,

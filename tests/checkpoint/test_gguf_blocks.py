@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from gguf_files import TYPES, random_blocks
@@ -10,8 +11,6 @@ from hypothesis import strategies as st
 
 from tmac_llm.checkpoint.gguf import blocks
 from tmac_llm.checkpoint.gguf.types import TYPES as OURS
-
-gguf = pytest.importorskip("gguf")
 
 
 def quantised(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,8 +15,6 @@ from hypothesis import strategies as st
 from tmac_llm.checkpoint.gguf import container
 from tmac_llm.checkpoint.gguf.container import GgufFile
 from tmac_llm.errors import CheckpointError, UnsupportedError
-
-gguf = pytest.importorskip("gguf")
 
 
 def text(value: str) -> bytes:
