@@ -227,7 +227,7 @@ def test_choosing_a_file(source: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     models.mkdir()
     for name in ("small-q4_0.gguf", "small-q8_0.gguf"):
         write_gguf(models / name, config, tensors, "llama", name[6:10].upper())
-    with pytest.raises(UnsupportedError, match="2 GGUF models, say which with --file NAME"):
+    with pytest.raises(UnsupportedError, match="2 GGUF models, say which with convert --file NAME"):
         convert(models)
     with pytest.raises(HubError, match=r"has no file c\.gguf"):
         convert(models, file="c.gguf")

@@ -448,7 +448,7 @@ def test_a_directory_with_one_model(model: Model, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "only").format.startswith("GGUF")
     shutil.copy(tmp_path / "only" / "a.gguf", tmp_path / "only" / "b.gguf")
     with pytest.raises(
-        UnsupportedError, match=r"2 GGUF models, say which with --file NAME: a\.gguf, b\.gguf"
+        UnsupportedError, match=r"2 GGUF models, say which with convert --file NAME: a\.gguf, b\.gguf"
     ):
         open_checkpoint(tmp_path / "only")
     shutil.copy(tmp_path / "only" / "a.gguf", tmp_path / "source" / "a.gguf")

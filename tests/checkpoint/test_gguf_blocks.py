@@ -1,11 +1,12 @@
 """Blocks of GGUF tensors: codes, scales and zero points against the values that the gguf package decodes."""
 
+import math
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from gguf_files import TYPES, random_blocks
+from gguf_files import TYPES, pack_i2_s, random_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,17 @@ def test_ternary_types(kind: str, m: int, n_blocks: int, seed: int) -> None:
     scales = blocks.ternary_scales(kind, stored)
     assert codes.max() <= 2
     np.testing.assert_array_equal((codes - np.float32(1)) * spread(scales, 256), expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**32))
+def test_round_trips_of_i2_s(m: int, k: int, seed: int) -> None:
+    """Over shapes of which only the product is a multiple of 128."""
+    k *= 128 // math.gcd(m, 128)
+    ternary = np.random.default_rng(seed).integers(-1, 2, (m, k))
+    packed = pack_i2_s(ternary, 0.5)
+    assert packed.size == m * k // 4 + 32
+    np.testing.assert_array_equal(blocks.i2_s_codes(packed[:-32]).reshape(m, k), ternary + 1)
 
 
 def test_i2_s_vector() -> None:

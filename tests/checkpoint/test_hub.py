@@ -160,6 +160,28 @@ def test_offline_with_a_part_in_the_cache(hub: Any, call: Any, monkeypatch: pyte
     assert "the cache has only a part of the model; run again with a network" in call("o/sharded")
 
 
+def test_gguf_files(hub: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several by name, split ones whole, the only one by itself; offline too, and resumed as safetensors are."""
+    split = {f"q8/m-0000{i}-of-00002.gguf": b"GGUF" * i for i in (1, 2)}
+    hub.repos["o/one"] = hub_server.Repo({"README.md": b"", "a.gguf": MODEL}, cuts={"a.gguf": [0, 100]})
+    hub.repos["o/many"] = hub_server.Repo({**SMALL, "a.gguf": MODEL, "b.gguf": b"b", **split})
+    assert Path(call("o/one")).name == "a.gguf"
+    assert Path(call("o/one")).read_bytes() == MODEL
+    assert (
+        "HubError: o/many: holds 3 GGUF models, say which with convert --file NAME: a.gguf, b.gguf, q8/"
+        in call("o/many")
+    )
+    path = Path(call("o/many", file="q8/m-00001-of-00002.gguf"))
+    assert [p.stat().st_size for p in sorted(path.parent.iterdir())] == [4, 8]
+    assert not hub.downloads("a.gguf")[3:]
+    assert Path(call("o/many", file="b.gguf")).read_bytes() == b"b"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Path(call("o/one")).read_bytes() == MODEL
+    assert Path(call("o/many", file="b.gguf")).read_bytes() == b"b"
+    assert "the cache holds 2 GGUF models, say which" in call("o/many")
+    assert "is set and the model is not in the cache" in call("o/many", file="a.gguf")
+
+
 def test_a_cut_connection_is_resumed(hub: Any, call: Any) -> None:
     hub.repos["o/model"].cuts["model.safetensors"] = [0, 1000, 500]
     assert (Path(call("o/model")) / "model.safetensors").read_bytes() == MODEL

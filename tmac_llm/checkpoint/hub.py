@@ -211,12 +211,13 @@ def _cached(repo: str, revision: str | None, file: str | None) -> Path:
             f"{repo}: {reason} and the model is not in the cache; check the network or give a local path"
         ) from None
     path = Path(snapshot)
-    ggufs = [p.relative_to(path).as_posix() for p in path.rglob(f"*{gguf.SUFFIX}")]
-    wanted = file or next(iter(gguf.models(ggufs)), None)
-    if wanted and (file or not any(path.glob("*.safetensors"))):
-        if all((path / part).exists() for part in gguf.parts(wanted)):
-            return path / wanted
-        raise HubError(f"{repo}: {reason} and {wanted} is not in the cache; run again with a network")
+    if file or not any(path.glob("*.safetensors")):
+        names = [p.relative_to(path).as_posix() for p in path.rglob(f"*{gguf.SUFFIX}")]
+        ggufs = [file] if file else gguf.models(names)
+        if len(ggufs) > 1:
+            raise HubError(f"{repo}: the cache {gguf.choice(ggufs)}")
+        if ggufs and all((path / part).exists() for part in gguf.parts(ggufs[0])):
+            return path / ggufs[0]
     shards = list(path.glob("*.safetensors"))
     if not (path / "model.safetensors").exists() and (path / INDEX).exists():
         weight_map = read_json(path / INDEX).get("weight_map")

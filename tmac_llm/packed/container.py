@@ -6,7 +6,9 @@ Format, version 1. A directory of plain files:
         quant_method "tmac", format_version 1, layout_version 2, tile {geometry of tiles.py},
         bits (16: float), group_size, head_bits (embedding and output head), symmetric,
         int8_activations, sub_norms, linear_norm_eps (how a decoder runs it: model/config.py),
-        source, source_format (what it was made from, for people),
+        source, source_format, source_notes (what it was made from and how that was decided, for people),
+        relative_rms {matrix: rms(stored - source) / rms(source)}, without the exact ones; requantised [matrix]: those
+            whose codes in the source are not kept,
         matrices {name: {m, k, bits, group_size, has_zeros, zero, encoding}}: tmac_shape of csrc/include/tmac.h;
             layout_version 1, read too, has no encoding: planes
     model.safetensors   or model-0000I-of-0000N.safetensors of at most 4 GB and model.safetensors.index.json

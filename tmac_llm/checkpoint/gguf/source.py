@@ -71,7 +71,7 @@ def choice(names: list[str]) -> str:
     listed = ", ".join(names[:_LISTED]) + (
         f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     )
-    return f"holds {len(names)} GGUF models, say which with --file NAME: {listed}"
+    return f"holds {len(names)} GGUF models, say which with convert --file NAME: {listed}"
 
 
 def open_source(path: Path) -> GgufSource:
