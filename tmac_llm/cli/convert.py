@@ -170,13 +170,13 @@ def show_report(report: ConvertReport, *, dry_run: bool) -> None:
 
 
 def _added_errors(report: ConvertReport) -> list[str]:
-    """What codes lost that were not kept exactly: a line for each kind of matrix and bits."""
+    """What codes lost that were not kept exactly: a line for each kind of matrix and bits; config.json has each."""
     kinds: dict[tuple[str, str, int], list[float]] = {}
     for m in report.matrices:
         if m.origin != "float" and m.relative_rms:
             kinds.setdefault((m.origin, m.name.rpartition(".")[2], m.bits), []).append(m.relative_rms)
     return [
-        f"{origin:<12}{name}: {bits} bits in {len(errors)} matrices, relative RMS error {min(errors):.1e} to"
-        f" {max(errors):.1e}"
+        f"{origin:<12}{name}: {bits} bits in {len(errors)} {'matrices' if errors[1:] else 'matrix'},"
+        f" relative RMS error up to {max(errors):.1e}"
         for (origin, name, bits), errors in kinds.items()
     ]
