@@ -151,6 +151,16 @@ def test_the_golden_sentencepiece_model(golden_dir: Path, tmp_path: Path) -> Non
         assert made.encode(case["text"], parse_special=False) == case["ids"]
 
 
+def test_pieces_that_would_take_forever(tmp_path: Path) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "a" * (1 << 20)],
+        "tokenizer.ggml.scores": [0.0, 0.0],
+    }
+    with pytest.raises(TokenizerError, match=r"m\.gguf: pieces of up to 1048576 characters"):
+        write_tokenizer_files(metadata, tmp_path, "m.gguf")
+
+
 BPE = metadata_of(byte_level(LLAMA_3), "llama-bpe")
 
 

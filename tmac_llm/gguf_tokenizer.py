@@ -187,7 +187,10 @@ def _sentencepiece(v: _Vocabulary) -> Tokenizer:
         remove_extra_whitespaces=v.flag("remove_extra_whitespaces", False),
         charsmap=b"",
     )
-    return spm.build(model, prefix_each=True)
+    try:
+        return spm.build(model, prefix_each=True)
+    except TokenizerError as error:
+        raise TokenizerError(f"{v.where}: {error}") from None
 
 
 def _byte_level(v: _Vocabulary) -> Tokenizer:

@@ -35,7 +35,7 @@ VERSIONS = (2, 3)
 # Real headers: 1 to 20 MB (a vocabulary of 128,000 to 260,000 tokens and its merges), below 2,000 tensors.
 MAX_HEADER_BYTES = 128 << 20
 _MAX_PAIRS = _MAX_TENSORS = 1 << 16
-_MAX_ELEMENTS = 1 << 22
+_MAX_ELEMENTS = 1 << 20
 _MAX_STRING = 1 << 24  # a chat template, or a tokenizer.json as one text
 _MAX_NAME = 1 << 10
 _MAX_RANK = 4
