@@ -184,9 +184,11 @@ def write_gguf(
     for name, tensor in tensors.items():
         of = (kind if isinstance(kind, str) else kind(name)) if tensor.ndim == 2 else "F32"
         stored, heads = tensor, None
-        if architecture == "llama" and "q_proj" in name:
+        if architecture != "llama" or name.endswith(".scale"):
+            heads = None
+        elif "q_proj" in name:
             heads = config["num_attention_heads"]
-        elif architecture == "llama" and "k_proj" in name:
+        elif "k_proj" in name:
             heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         if heads:
             stored = interleaved(tensor, heads)

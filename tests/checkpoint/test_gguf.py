@@ -309,8 +309,16 @@ def test_a_scale_in_a_tensor_of_its_own(tmp_path: Path, rng: Any) -> None:
     np.testing.assert_array_equal(
         values(open_checkpoint(path).linear(name)), model.tensors[f"{name}.weight"] * np.float32(0.3)
     )
-    model.write("bitnet", "F32")
-    with pytest.raises(UnsupportedError, match=r"up_proj\.scale beside weights of F32"):
+    query = "model.layers.0.self_attn.q_proj"
+    model.tensors[f"{query}.scale"] = np.array([2.0], np.float32)
+    model.tensors[f"{query}.weight"] = np.sign(model.tensors[f"{query}.weight"])
+    model.tensors = {n: t for n, t in model.tensors.items() if "sub_norm" not in n}
+    model.write("llama", lambda tensor: "TQ2_0" if tensor == f"{query}.weight" else kinds.get(tensor, "F32"))
+    np.testing.assert_array_equal(
+        values(open_checkpoint(model.path).linear(query)), model.tensors[f"{query}.weight"] * 2
+    )
+    model.write("llama", "F32")
+    with pytest.raises(UnsupportedError, match=r"\.scale beside weights of F32"):
         open_checkpoint(model.path)
 
 

@@ -133,7 +133,11 @@ def test_a_header_of_many_windows(opened: Any, monkeypatch: pytest.MonkeyPatch) 
         (file_bytes((), (entry("x", (4,), 77, 0),)), "tensor type 77"),
         (file_bytes((), (entry("x", (1 << 40, 1 << 40), 0, 0),)), "absurd"),
         (file_bytes((), (entry("x", (4,), 0, 1 << 62),)), "absurd"),
-        (file_bytes((), (entry("x", (33,), 2, 0),)), "rows of 33 values do not divide"),
+        (file_bytes((), (entry("x", (33,), 2, 0),)), "33 values do not divide into the blocks of 32 of Q4_0"),
+        (
+            file_bytes((), (entry("x", (3, 32), 36, 0),)),
+            "96 values do not divide into the blocks of 128 of I2_S",
+        ),
         (file_bytes((), (entry("x", (8,), 0, 4),), bytes(64)), "no multiple of 32"),
         (file_bytes((), (entry("x", (9,), 0, 0),), bytes(32)), "ends at byte"),
         (file_bytes((), (entry("x", (1,), 0, 1 << 40),), bytes(32)), "ends at byte"),

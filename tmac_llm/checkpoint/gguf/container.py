@@ -250,9 +250,10 @@ def _read_entry(cursor: _Cursor) -> tuple[str, BlockType, tuple[int, ...], int]:
     block = TYPES[kind]
     if math.prod(n for n in shape if n) >= 1 << 48 or offset >= 1 << 48:
         raise CheckpointError(f"{cursor.where}: {who}: shape {list(shape)} at {offset} is absurd{_AGAIN}")
-    if block.rows_are_whole and shape and shape[-1] % block.n_values:
+    n_values = shape[-1] if block.rows_are_whole and shape else math.prod(shape)
+    if n_values % block.n_values:
         raise CheckpointError(
-            f"{cursor.where}: {who}: rows of {shape[-1]} values do not divide into the blocks of"
-            f" {block.n_values} of {block.name}{_AGAIN}"
+            f"{cursor.where}: {who}: {n_values} values do not divide into the blocks of {block.n_values} of"
+            f" {block.name}{_AGAIN}"
         )
     return name, block, shape, offset

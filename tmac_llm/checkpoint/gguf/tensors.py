@@ -40,7 +40,6 @@ _OF_LAYER = {
 _NAME = re.compile(r"(?:blk\.(?P<layer>[0-9]{1,6})\.)?(?P<module>[a-z_0-9]+)\.(?P<kind>weight|bias|scale)")
 # Rotation frequencies, which the configuration takes over.
 ROPE_FREQS = "rope_freqs.weight"
-_PERMUTED = {"attn_q", "attn_k"}
 
 
 def hf_name(name: str) -> str | None:
@@ -79,8 +78,8 @@ class GgufTensors:
                     f"{file.path.name}: tensor {show(tensor.name)} is not part of a supported architecture, and leaving"
                     " it out would change the model"
                 )
-            module = tensor.name.split(".")[-2]
-            self._heads[name] = heads.get(module, 0) if module in _PERMUTED else 0
+            module, kind = tensor.name.split(".")[-2:]
+            self._heads[name] = heads.get(module, 0) if kind != "scale" else 0
             if self._heads[name] and (not tensor.shape or tensor.shape[0] % (2 * self._heads[name])):
                 raise CheckpointError(
                     f"{file.path.name}: tensor {show(tensor.name)} has shape {list(tensor.shape)}, expected rows of"
