@@ -85,51 +85,22 @@ static void load_blocks(void *context, int32_t begin, int32_t end, int thread)
     }
 }
 
-/* Slabs [begin, end) of a ternary matrix in the order of layout.h. */
+/* Slabs [begin, end) of a ternary matrix, and their scales. */
 static void load_slabs(void *context, int32_t begin, int32_t end, int thread)
 {
     (void)thread;
     const load_job *job = context;
     const tmac_shape *shape = &job->matrix->shape;
-    const int32_t steps = tmac_ternary_steps(shape);
-    const int64_t block_bytes = tmac_block_bytes(shape), codes_bytes = (int64_t)steps * TERNARY_STEP_BYTES;
-    const int64_t scales_bytes = block_bytes - codes_bytes;
+    const tmac_kernels *kernels = job->matrix->kernels;
+    const int64_t block_bytes = tmac_block_bytes(shape), scales_bytes = TMAC_ROWS_PER_BLOCK * (int64_t)sizeof(float);
+    const int64_t codes_bytes = tmac_memory_codes(kernels, shape);
     uint8_t *memory = job->matrix->memory.data, *scales = memory + tmac_n_blocks(shape) * codes_bytes;
     for (int32_t i = begin; i < end; i++) {
-        const int32_t first = tmac_slab_block(job->matrix, i), blocks = tmac_slab_block(job->matrix, i + 1) - first;
-        uint8_t *slab = memory + first * codes_bytes;
-        for (int32_t b = 0; b < blocks; b++) {
-            const uint8_t *in = job->tiles + (first + b) * block_bytes;
-            for (int32_t s = 0; s < steps; s++)
-                for (int32_t g = 0; g < TERNARY_GROUPS; g++, in += TMAC_ROWS_PER_BLOCK)
-                    memcpy(slab + tmac_ternary_offset(blocks, steps, b, s, g), in, TMAC_ROWS_PER_BLOCK);
-            memcpy(scales + (first + b) * scales_bytes, in, (size_t)scales_bytes);
-        }
+        const int32_t first = tmac_slab_block(job->matrix, i), last = tmac_slab_block(job->matrix, i + 1);
+        kernels->ternary_reorder(shape, job->tiles + first * block_bytes, last - first, memory + first * codes_bytes);
+        for (int32_t b = first; b < last; b++)
+            memcpy(scales + b * scales_bytes, job->tiles + (b + 1) * block_bytes - scales_bytes, (size_t)scales_bytes);
     }
-}
-
-/* Ternary tiles as two planes, a part of the rows at a time. */
-static int load_as_planes(const tmac_shape *ternary, const uint8_t *tiles, const tmac_matrix *matrix)
-{
-    enum { PART = TERNARY_SLAB_BLOCKS };
-    const int64_t rows = PART * TMAC_ROWS_PER_BLOCK, codes = rows * ternary->k;
-    tmac_shape from = *ternary, to = matrix->shape;
-    to.m = (int32_t)rows;
-    uint8_t *scratch = malloc((size_t)(rows * 4 + codes + tmac_packed_size(&to))), *part = scratch + rows * 4;
-    if (!scratch) return TMAC_ERR_MEMORY;
-    int status = TMAC_OK;
-    for (int32_t block = 0; block < tmac_n_blocks(ternary) && status == TMAC_OK; block += PART) {
-        const int64_t left = ternary->m - (int64_t)block * TMAC_ROWS_PER_BLOCK;
-        from.m = to.m = (int32_t)(left < rows ? left : rows);
-        status = tmac_unpack(&from, tiles + block * tmac_block_bytes(&from), part, scratch, NULL);
-        if (status == TMAC_OK) status = tmac_pack(&to, 0, to.m, part, scratch, NULL, part + codes);
-        tmac_matrix view = *matrix;
-        view.memory.data = (uint8_t *)matrix->memory.data + block * tmac_block_bytes(&to);
-        load_job job = {&view, part + codes};
-        if (status == TMAC_OK) tmac_parallel_for(tmac_n_blocks(&to), 1, load_blocks, &job);
-    }
-    free(scratch);
-    return status;
 }
 
 /* Slabs of about the same size, at most TERNARY_SLAB_BLOCKS, the same number for every thread. */
@@ -140,13 +111,10 @@ static int32_t count_slabs(const tmac_shape *shape)
     return slabs < blocks ? slabs : blocks;
 }
 
-static int load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix *matrix)
+int64_t tmac_memory_size(const tmac_shape *shape)
 {
-    load_job job = {matrix, tiles};
-    if (shape->encoding == TMAC_TERNARY && !matrix->n_slabs) return load_as_planes(shape, tiles, matrix);
-    if (matrix->n_slabs) tmac_parallel_for(matrix->n_slabs, 1, load_slabs, &job);
-    else tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
-    return TMAC_OK;
+    if (!tmac_shape_valid(shape)) return TMAC_ERR_ARGUMENT;
+    return selected ? tmac_n_blocks(shape) * tmac_memory_block(selected, shape) : TMAC_ERR_ISA;
 }
 
 int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out)
@@ -157,14 +125,20 @@ int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix 
     if (!matrix) return TMAC_ERR_MEMORY;
     matrix->shape = *shape;
     matrix->kernels = selected;
-    matrix->exact = shape->encoding == TMAC_TERNARY;
-    if (matrix->exact && selected->ternary_gemv) matrix->n_slabs = count_slabs(shape);
-    else matrix->shape.encoding = TMAC_PLANES;
-    matrix->memory = tmac_memory_alloc((size_t)tmac_packed_size(&matrix->shape));
-    const int status = matrix->memory.data ? load(shape, tiles, matrix) : TMAC_ERR_MEMORY;
-    if (status == TMAC_OK) *out = matrix;
-    else tmac_matrix_free(matrix);
-    return status;
+    matrix->memory = tmac_memory_alloc((size_t)tmac_memory_size(shape));
+    if (!matrix->memory.data) {
+        free(matrix);
+        return TMAC_ERR_MEMORY;
+    }
+    load_job job = {matrix, tiles};
+    if (shape->encoding == TMAC_TERNARY) {
+        matrix->n_slabs = count_slabs(shape);
+        tmac_parallel_for(matrix->n_slabs, 1, load_slabs, &job);
+    } else {
+        tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
+    }
+    *out = matrix;
+    return TMAC_OK;
 }
 
 void tmac_matrix_free(tmac_matrix *matrix)

@@ -26,12 +26,20 @@ typedef struct {
     int32_t n;               /* tokens */
     int32_t segment_columns; /* columns per scale: 32, 64 or 128 */
     int32_t exact;           /* 0: TMAC_TABLES_INT8, 1: TMAC_TABLES_EXACT */
-    int8_t *tables;          /* [k_padded/16][n][1 + exact][64]; ternary: [steps][n][6][2][128] */
+    int8_t *tables;          /* [k_padded/16][n][1 + exact][64]; ternary: as the instruction set wants them */
     float *half_scales;      /* [n_segments][n] half the table scale; 0.5 where exact */
     float *sums;             /* [n_segments][n] sum of the segment's activations (exact: of the int8 ones) */
     float *totals;           /* [n] sum of `sums` over the segments, in order */
     float *token_scales;     /* [n] exact: what one int8 unit is worth; 1 otherwise */
 } tmac_lut;
+
+/* How an instruction set holds ternary matrices in memory (layout.h), and what it makes of activations. */
+typedef struct {
+    int32_t step_columns;
+    int32_t step_bytes;    /* of a step and row block */
+    int32_t table_bytes;   /* of a step and token; `tables` has room for all, in an order of its own */
+    int32_t scratch_bytes; /* of ternary_gemm */
+} tmac_ternary_order;
 
 typedef struct {
     const char *name;     /* "avx512" */
@@ -66,17 +74,24 @@ typedef struct {
     void (*gemm)(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy);
 
-    /* Ternary matrices, five codes in a byte. All three are NULL where an instruction set takes them as two planes.
-     * Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
+    /* Ternary matrices. Codes of n_blocks row blocks, as they lie in the file, into one slab of memory. */
+    tmac_ternary_order ternary;
+    void (*ternary_reorder)(const tmac_shape *shape, const uint8_t *blocks, int32_t n_blocks, uint8_t *slab);
+    /* Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
     void (*ternary_build)(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
                           const tmac_lut *lut);
     /* One token, the slab of row blocks [block_begin, block_end). slab: its first byte. scales: of row 0. */
     void (*ternary_gemv)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                          int32_t block_begin, int32_t block_end, float *y);
-    /* The same for n tokens. y: float32 (n, ldy). */
+    /* The same for n tokens. y: float32 (n, ldy). scratch: ternary.scratch_bytes, 64-byte aligned. */
     void (*ternary_gemm)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
-                         int32_t block_begin, int32_t block_end, float *y, int64_t ldy);
+                         int32_t block_begin, int32_t block_end, void *scratch, float *y, int64_t ldy);
 } tmac_kernels;
+
+/* `ternary_reorder` of five weights in a byte, and of three in five bits. */
+void tmac_ternary_reorder_scalar(const tmac_shape *shape, const uint8_t *blocks, int32_t n_blocks, uint8_t *slab);
+void tmac_ternary_reorder_triples_scalar(const tmac_shape *shape, const uint8_t *blocks, int32_t n_blocks,
+                                         uint8_t *slab);
 
 extern const tmac_kernels tmac_kernels_scalar;
 extern const tmac_kernels tmac_kernels_avx2;

@@ -32,12 +32,25 @@
  * In memory row blocks are cut into slabs, one or more per thread, so that a thread reads one forward stream while the
  * tables of a panel of columns stay in the L1 cache:
  *
- *   matrix = slab[0] .. slab[n-1] | float32 scales[n_blocks * 64]
- *   slab   = panel[0] .. ;  panel (4 steps, the last fewer) = chunk[0] .. ;  chunk (4 row blocks, the last fewer)
- *          = step, in it group, in it row block: 64 bytes
+ *   matrix = slab[0] .. slab[n-1] | float32 scales[n_blocks * 64] ;  slab = panel[0] .. (the last one shorter)
  *
- * Ternary tables: for step s and token t, [6 groups][lo, hi][128] int8: lo[v] + 32 * hi[v] = sum over j of t[j] * x[j],
- * -16 <= lo <= 15, for v = 0 .. 121, then zeros. At [s][t] of [S][n][6][2][128].
+ * and within a slab an instruction set has one of two orders (its `ternary_reorder`):
+ *
+ * Five weights in a byte (1.6 bits per weight), where a table of 128 entries is one lookup; steps as in the file:
+ *
+ *   panel (4 steps) = chunk[0] .. ;  chunk (4 row blocks, the last fewer) = step, in it group, in it block: 64 bytes
+ *
+ *   Tables: for step s and token t, [6 groups][lo, hi][128] int8: lo[v] + 32 * hi[v] = sum over j of t[j] * x[j],
+ *   -16 <= lo <= 15, for v = 0 .. 121, then zeros. At [s][t] of [S][n][6][2][128].
+ *
+ * Three weights in five bits (1.67 bits per weight), where a table has 16 entries:
+ *
+ *   panel (10 steps) = row block[0] .. ;  row block = step[0] .. ;  S = ceil(k / 24)
+ *   step (24 columns) = vector[0] .. vector[4], each 64 bytes: byte r belongs to row r
+ *   triple g of a step: columns 3 g .. 3 g + 2, v = t[0] + 3 t[1] + 9 t[2], |v| <= 13                g = 0 .. 7
+ *
+ *   vector 0..3, vector i:  bits 0..3 = |v| of triple 2 i        bits 4..7 = |v| of triple 2 i + 1
+ *   vector 4:               bit 7 - g = sign of triple g         (of a zero: 0)
  *
  * Tables of planes (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of
  * four 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
@@ -65,7 +78,13 @@ enum {
     TERNARY_STEP_TABLES = TERNARY_GROUPS * 2 * TERNARY_TABLE_BYTES,
     TERNARY_PANEL_STEPS = 4,
     TERNARY_CHUNK_BLOCKS = 4,
-    TERNARY_SLAB_BLOCKS = 40 /* at most */
+    TERNARY_SLAB_BLOCKS = 40, /* at most */
+
+    TRIPLES = 8, /* of a step */
+    TRIPLE_COLUMNS = 3,
+    TRIPLE_STEP_COLUMNS = TRIPLES * TRIPLE_COLUMNS,
+    TRIPLE_STEP_BYTES = (TRIPLES / 2 + 1) * TMAC_ROWS_PER_BLOCK,
+    TRIPLE_PANEL_STEPS = 10 /* 240 columns of int8 activations: sums within int16 */
 };
 
 static inline int32_t tmac_segment_columns(const tmac_shape *s) { return s->group_size ? s->group_size : 128; }
@@ -73,6 +92,7 @@ static inline int32_t tmac_padded_k(const tmac_shape *s) { return (s->k + 127) /
 static inline int32_t tmac_n_blocks(const tmac_shape *s) { return (s->m - 1) / 64 + 1; }
 static inline int32_t tmac_n_segments(const tmac_shape *s) { return tmac_padded_k(s) / tmac_segment_columns(s); }
 static inline int32_t tmac_steps_per_segment(const tmac_shape *s) { return tmac_segment_columns(s) / 32; }
+static inline int32_t tmac_triple_steps(const tmac_shape *s) { return (s->k - 1) / TRIPLE_STEP_COLUMNS + 1; }
 static inline int32_t tmac_ternary_steps(const tmac_shape *s) { return (s->k - 1) / TERNARY_COLUMNS + 1; }
 static inline int64_t tmac_segment_bytes(const tmac_shape *s)
 {
@@ -95,5 +115,13 @@ static inline int64_t tmac_ternary_offset(int32_t blocks, int32_t steps, int32_t
     const int32_t chunk_blocks = blocks - chunk < TERNARY_CHUNK_BLOCKS ? blocks - chunk : TERNARY_CHUNK_BLOCKS;
     const int64_t before = ((int64_t)panel * blocks + (int64_t)chunk * panel_steps) * TERNARY_GROUPS;
     return (before + ((step - panel) * TERNARY_GROUPS + group) * chunk_blocks + block - chunk) * TMAC_ROWS_PER_BLOCK;
+}
+
+/* Where a step of triples lies in memory: offset in a slab of `blocks` row blocks. */
+static inline int64_t tmac_triple_offset(int32_t blocks, int32_t steps, int32_t block, int32_t step)
+{
+    const int32_t panel = step / TRIPLE_PANEL_STEPS * TRIPLE_PANEL_STEPS;
+    const int32_t panel_steps = steps - panel < TRIPLE_PANEL_STEPS ? steps - panel : TRIPLE_PANEL_STEPS;
+    return ((int64_t)panel * blocks + (int64_t)block * panel_steps + step - panel) * TRIPLE_STEP_BYTES;
 }
 #endif

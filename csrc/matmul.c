@@ -34,6 +34,7 @@ typedef struct {
     tmac_lut lut;
     float *floats;  /* (n, k) activations raised to float32, where they are float16 */
     int8_t *ints;   /* (n, k) activations quantised per token, where they are float and tables exact */
+    char *scratch;  /* of ternary_gemm, one part per thread */
     int32_t segment_begin, segment_end; /* of the running panel */
     _Atomic int nonfinite;
 } product;
@@ -104,27 +105,33 @@ static void build_ternary(void *context, int32_t begin, int32_t end, int thread)
         p->matrix->kernels->ternary_build(int_row(p, t), p->matrix->shape.k, t, begin, end, &p->lut);
 }
 
+static size_t scratch_bytes(const product *p)
+{
+    return ((size_t)p->matrix->kernels->ternary.scratch_bytes + 63) / 64 * 64;
+}
+
 static void multiply_slabs(void *context, int32_t begin, int32_t end, int thread)
 {
-    (void)thread;
     product *p = context;
     const tmac_shape *shape = &p->matrix->shape;
-    const int64_t codes_bytes = (int64_t)tmac_ternary_steps(shape) * TERNARY_STEP_BYTES;
+    const tmac_kernels *kernels = p->matrix->kernels;
+    const int64_t codes_bytes = tmac_memory_codes(kernels, shape);
+    void *scratch = p->scratch + (size_t)thread * scratch_bytes(p);
     const uint8_t *memory = p->matrix->memory.data;
     const float *scales = (const void *)(memory + tmac_n_blocks(shape) * codes_bytes);
     for (int32_t i = begin; i < end; i++) {
         const int32_t first = tmac_slab_block(p->matrix, i), last = tmac_slab_block(p->matrix, i + 1);
         const uint8_t *slab = memory + first * codes_bytes;
-        if (p->lut.n == 1) p->matrix->kernels->ternary_gemv(shape, slab, scales, &p->lut, first, last, p->y);
-        else p->matrix->kernels->ternary_gemm(shape, slab, scales, &p->lut, first, last, p->y, p->ldy);
+        if (p->lut.n == 1) kernels->ternary_gemv(shape, slab, scales, &p->lut, first, last, p->y);
+        else kernels->ternary_gemm(shape, slab, scales, &p->lut, first, last, scratch, p->y, p->ldy);
     }
 }
 
 /* `multiply` of a ternary matrix; its kernels go panel by panel themselves. */
 static void multiply_ternary(product *p)
 {
-    const int32_t build_grain = BUILD_COLUMNS / TERNARY_COLUMNS / p->lut.n;
-    const int32_t steps = tmac_ternary_steps(&p->matrix->shape);
+    const int32_t build_grain = BUILD_COLUMNS / p->matrix->kernels->ternary.step_columns / p->lut.n;
+    const int32_t steps = tmac_memory_steps(p->matrix->kernels, &p->matrix->shape);
     tmac_parallel_for(steps, build_grain > 1 ? build_grain : 1, build_ternary, p);
     tmac_parallel_for(p->matrix->n_slabs, 1, multiply_slabs, p);
 }
@@ -184,21 +191,23 @@ static void *take(char *base, size_t *used, size_t bytes)
 static size_t lay_out(product *p, char *base, int32_t n, int exact)
 {
     const tmac_shape *shape = &p->matrix->shape;
+    const tmac_kernels *kernels = p->matrix->kernels;
+    const int is_ternary = shape->encoding == TMAC_TERNARY;
     const size_t tokens = (size_t)n, k = (size_t)shape->k, n_segments = (size_t)tmac_n_segments(shape);
-    const size_t token_tables = shape->encoding == TMAC_TERNARY
-                                    ? (size_t)tmac_ternary_steps(shape) * TERNARY_STEP_TABLES
-                                    : (size_t)(tmac_padded_k(shape) / QUAD_COLUMNS * (1 + exact) * TABLE_BYTES);
+    const int64_t token_tables = is_ternary ? tmac_memory_steps(kernels, shape) * (int64_t)kernels->ternary.table_bytes
+                                            : tmac_padded_k(shape) / QUAD_COLUMNS * (1 + exact) * TABLE_BYTES;
     size_t used = 0;
     p->lut.n = n;
     p->lut.segment_columns = tmac_segment_columns(shape);
     p->lut.exact = exact;
-    p->lut.tables = take(base, &used, tokens * token_tables);
+    p->lut.tables = take(base, &used, tokens * (size_t)token_tables);
     p->lut.half_scales = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.sums = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.totals = take(base, &used, tokens * sizeof(float));
     p->lut.token_scales = take(base, &used, tokens * sizeof(float));
     p->floats = take(base, &used, p->type == TMAC_F16 ? tokens * k * sizeof(float) : 0);
     p->ints = take(base, &used, exact && p->type != TMAC_I8 ? tokens * k : 0);
+    p->scratch = take(base, &used, is_ternary && n > 1 ? (size_t)tmac_pool_size() * scratch_bytes(p) : 0);
     return used;
 }
 
@@ -246,7 +255,7 @@ int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx,
                 int tables, float *y, int64_t ldy)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    const int exact = tables == TMAC_TABLES_EXACT || (matrix && matrix->exact);
+    const int exact = tables == TMAC_TABLES_EXACT || (matrix && matrix->shape.encoding == TMAC_TERNARY);
     if (!matrix || !x || !y || n < 1 || ldx < matrix->shape.k || ldy < matrix->shape.m) return TMAC_ERR_ARGUMENT;
     if (tables != TMAC_TABLES_INT8 && tables != TMAC_TABLES_EXACT) return TMAC_ERR_ARGUMENT;
     if (type != TMAC_F32 && type != TMAC_F16 && type != TMAC_I8) return TMAC_ERR_ARGUMENT;

@@ -5,12 +5,30 @@
 #include "memory.h"
 
 struct tmac_matrix {
-    tmac_shape shape; /* as multiplied: a ternary matrix may have become two planes */
-    int exact;        /* ternary: tables are TMAC_TABLES_EXACT, whatever was asked for */
-    int32_t n_slabs;  /* TMAC_TERNARY */
+    tmac_shape shape;
+    int32_t n_slabs;             /* TMAC_TERNARY */
     const tmac_kernels *kernels; /* whose order `memory` has */
-    tmac_memory memory;
+    tmac_memory memory;          /* row blocks; ternary: slabs, then the scales */
 };
+
+/* Steps of a ternary matrix in an instruction set's memory. */
+static inline int32_t tmac_memory_steps(const tmac_kernels *isa, const tmac_shape *shape)
+{
+    return (shape->k - 1) / isa->ternary.step_columns + 1;
+}
+
+/* Bytes of the codes of a row block of a ternary matrix in memory. */
+static inline int64_t tmac_memory_codes(const tmac_kernels *isa, const tmac_shape *shape)
+{
+    return tmac_memory_steps(isa, shape) * (int64_t)isa->ternary.step_bytes;
+}
+
+/* Bytes of a row block in memory, scales included. */
+static inline int64_t tmac_memory_block(const tmac_kernels *isa, const tmac_shape *shape)
+{
+    if (shape->encoding != TMAC_TERNARY) return tmac_block_bytes(shape);
+    return tmac_memory_codes(isa, shape) + TMAC_ROWS_PER_BLOCK * (int64_t)sizeof(float);
+}
 
 /* First row block of slab i of a ternary matrix, and of i = n_slabs the end. */
 static inline int32_t tmac_slab_block(const struct tmac_matrix *m, int32_t i)

@@ -41,12 +41,6 @@ static int32_t plane_vector(int32_t bits, int32_t p, int32_t q) { return p == bi
 
 static int plane_is_high(int32_t bits, int32_t p, int32_t q) { return p == bits - 1 && bits % 2 ? q : p & 1; }
 
-/* Bit p of 8 codes as one byte, code 0 in bit 0: the product moves byte i's bit to bit 56 + i. */
-static uint8_t plane_of_8(uint64_t codes, int32_t p)
-{
-    return (uint8_t)(((codes >> p & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
-}
-
 static uint64_t load_8(const uint8_t *bytes)
 {
     uint64_t v = 0;
@@ -73,20 +67,33 @@ static void unpack_trits(const uint8_t *tile, uint8_t *codes)
     }
 }
 
-/* The codes of one row and step; `tile` points at the row's first byte of vector 0 and is zero-filled. */
+/* Two bytes of a row from eight bytes of which each has one bit for either nibble, at bits 0 and 4. In each half the bit
+ * of byte j moves from 8 j to j; what does not belong there ends below bit 0 or above bit 7. */
+static uint64_t gather_8(uint64_t bits)
+{
+    bits |= bits >> 7;
+    bits |= bits >> 14;
+    return (bits & 0xff) | (bits >> 24 & 0xff00);
+}
+
+/* Bits p of 16 codes in the low nibbles, bits p + by of the same or others in the high nibbles: four bytes of a row. */
+static void pack_quad(const uint64_t low[2], const uint64_t high[2], int32_t p, int32_t by, uint8_t *out)
+{
+    const uint64_t each = 0x0101010101010101u;
+    uint64_t halves[2];
+    for (int i = 0; i < 2; i++) halves[i] = gather_8((low[i] >> p & each) | (high[i] >> (p + by) & each) << 4);
+    const uint32_t four = (uint32_t)(halves[0] | halves[1] << 16);
+    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(four >> 8 * i);
+}
+
+/* The codes of one row and step; `tile` points at the row's first byte of vector 0. */
 static void pack_planes(int32_t bits, const uint8_t *codes, uint8_t *tile)
 {
-    for (int32_t q = 0; q < 2; q++)
-        for (int32_t half = 0; half < 2; half++) { /* 8 columns: k-groups 2*half and 2*half + 1 */
-            const uint64_t eight = load_8(codes + q * QUAD_COLUMNS + half * 8);
-            for (int32_t p = 0; p < bits; p++) {
-                uint8_t *out = tile + plane_vector(bits, p, q) * VECTOR_BYTES + 2 * half;
-                const int shift = plane_is_high(bits, p, q) ? 4 : 0;
-                const uint8_t plane = plane_of_8(eight, p);
-                out[0] |= (uint8_t)((plane & 15) << shift);
-                out[1] |= (uint8_t)((plane >> 4) << shift);
-            }
-        }
+    uint64_t eights[2][2]; /* quad, half */
+    for (int i = 0; i < 4; i++) eights[i / 2][i % 2] = load_8(codes + i * 8);
+    for (int32_t p = 0; p + 1 < bits; p += 2)
+        for (int32_t q = 0; q < 2; q++) pack_quad(eights[q], eights[q], p, 1, tile + (p + q) * VECTOR_BYTES);
+    if (bits % 2) pack_quad(eights[0], eights[1], bits - 1, 0, tile + (bits - 1) * VECTOR_BYTES);
 }
 
 static void unpack_planes(int32_t bits, const uint8_t *tile, uint8_t *codes)

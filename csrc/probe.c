@@ -36,7 +36,7 @@ static void read_blocks(void *context, int32_t begin, int32_t end, int thread)
 int tmac_matrix_read(const tmac_matrix *matrix, uint64_t *checksum)
 {
     if (!matrix || !checksum) return TMAC_ERR_ARGUMENT;
-    read_job job = {matrix->memory.data, tmac_block_bytes(&matrix->shape), 0};
+    read_job job = {matrix->memory.data, tmac_memory_block(matrix->kernels, &matrix->shape), 0};
     const int64_t grain = PORTION / job.block_bytes;
     tmac_parallel_for(tmac_n_blocks(&matrix->shape), grain > 1 ? (int32_t)grain : 1, read_blocks, &job);
     *checksum = job.checksum;

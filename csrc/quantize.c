@@ -13,7 +13,7 @@
 #include "matrix.h"
 #include "threadpool.h"
 
-enum { LANES = 4, MAX_GROUP = 128, N_WIDTHS = 16, N_STARTS = 2, N_ROUNDS = 4 };
+enum { LANES = 4, MAX_GROUP = 128, N_WIDTHS = 16, N_WIDTHS_FINE = 4, N_STARTS = 2, N_ROUNDS = 4 };
 
 typedef float lanes __attribute__((vector_size(16)));
 
@@ -139,13 +139,15 @@ static fit min_max(const group *g)
     return stored(g, below > above ? below : above, g->zero);
 }
 
+/* With 64 codes and more, no more than four codes of clipping pay, and few widths find the least error. */
+static int n_widths(const group *g) { return g->top >= 63 ? N_WIDTHS_FINE : N_WIDTHS; }
 /* Start i of the search: the range of the group, narrowed in steps, and shifted by a part of a code (with zero points)
  * or mirrored (without). */
 static fit start(const group *g, int i, float shift)
 {
     const float top = (float)g->top;
-    const float narrowest = g->top == 1 ? 0.3f : g->top == 3 ? 0.45f : g->top == 7 ? 0.6f : 0.75f;
-    const float width = 1 - (1 - narrowest) * (float)i / (N_WIDTHS - 1);
+    const float narrowest = g->top == 1 ? 0.3f : g->top == 3 ? 0.45f : g->top == 7 ? 0.6f : 1 - 4 / (top + 1);
+    const float width = 1 - (1 - narrowest) * (float)i / (float)(n_widths(g) - 1);
     if (g->has_zeros) {
         const float scale = (g->high - g->low) * width / top;
         return (fit){scale, scale > 0 ? top / 2 + shift - (g->low + g->high) / 2 / scale : 0, 0};
@@ -157,17 +159,15 @@ static fit start(const group *g, int i, float shift)
 
 static void keep_best_two(fit best[N_STARTS], fit f)
 {
-    if (f.error < best[0].error) {
-        best[1] = best[0];
-        best[0] = f;
-    } else keep_better(&best[1], f);
+    if (f.error < best[0].error) best[1] = best[0], best[0] = f;
+    else keep_better(&best[1], f);
 }
 
 static fit search(const group *g, fit plain)
 {
     fit best[N_STARTS] = {{.error = INFINITY}, {.error = INFINITY}}, found = plain;
     const int mirrored = !g->has_zeros && g->zero * 2 != (float)g->top;
-    for (int i = 0; i < N_WIDTHS; i++)
+    for (int i = 0; i < n_widths(g); i++)
         for (int shift = g->has_zeros ? -1 : 0; shift <= g->has_zeros; shift++) {
             const fit f = start(g, i, 0.3f * (float)shift);
             keep_best_two(best, refit(g, f.scale, f.zero));
@@ -218,7 +218,7 @@ typedef struct {
     int type;
     uint8_t *codes;
     uint16_t *scales, *zeros;
-    double *errors; /* (n_rows, 2): summed in row order afterwards, so that threads do not matter */
+    double *errors; /* (n_rows, 3): summed in row order afterwards, so that threads do not matter */
     _Atomic int status;
 } quantize_job;
 
@@ -270,8 +270,10 @@ static void quantize_row(quantize_job *job, int32_t row)
         write_codes(&g, best, job->codes + at);
         job->scales[(int64_t)row * n_groups + i] = tmac_half_of_float(best.scale);
         if (shape->has_zeros) job->zeros[(int64_t)row * n_groups + i] = tmac_half_of_float(best.zero);
-        job->errors[row * 2] += isfinite(plain.error) ? plain.error : best.error;
-        job->errors[row * 2 + 1] += best.error;
+        double *errors = job->errors + (int64_t)row * 3;
+        errors[0] += isfinite(plain.error) ? plain.error : best.error;
+        errors[1] += best.error;
+        errors[2] += g.sum2;
     }
 }
 
@@ -287,14 +289,11 @@ int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *weights, 
     if (!tmac_shape_valid(shape) || shape->group_size == 0 || n_rows < 1 || !weights || !codes || !scales || !error ||
         (shape->has_zeros && !zeros) || (type != TMAC_F32 && type != TMAC_F16 && type != TMAC_BF16))
         return TMAC_ERR_ARGUMENT;
-    double *errors = calloc((size_t)n_rows * 2, sizeof *errors);
+    double *errors = calloc((size_t)n_rows * 3, sizeof *errors);
     if (!errors) return TMAC_ERR_MEMORY;
     quantize_job job = {shape, weights, type, codes, scales, zeros, errors, TMAC_OK};
     tmac_parallel_for(n_rows, 1, quantize_rows, &job);
-    for (int32_t row = 0; row < n_rows; row++) {
-        error[0] += errors[row * 2];
-        error[1] += errors[row * 2 + 1];
-    }
+    for (int64_t i = 0; i < (int64_t)n_rows * 3; i++) error[i % 3] += errors[i];
     free(errors);
     return job.status;
 }

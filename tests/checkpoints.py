@@ -174,6 +174,8 @@ class _Tensors:
         master = (self.rng.standard_normal((m, k)) / np.sqrt(k)).astype(self.dtype)
         if bias:
             self._add_vector(f"{name}.bias", m, 0.0)
+        if (self.made.config.get("quantization_config") or {}).get("use_rms_norm"):
+            self._add_vector(f"{name}.rms_norm.weight", k, 1.0)
         self.stored[f"{name}.weight"] = master
         values = master.astype(np.float32)
         if self.kind not in TERNARY:

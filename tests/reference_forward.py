@@ -135,6 +135,8 @@ def _attention(model: Model, p: str, a: np.ndarray) -> np.ndarray:
 
 def _linear(model: Model, name: str, x: np.ndarray) -> np.ndarray:
     weight = model.weights[f"{name}.weight"]
+    if model.config.linear_norm_eps:
+        x = _rms(x, model.weights[f"{name}.rms_norm.weight"], model.config.linear_norm_eps)
     if model.config.int8_activations:
         s = 127 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
         y = np.clip(np.rint(x * s), -128, 127) @ weight.T / s

@@ -106,7 +106,7 @@ def test_kernel_results(bits: int | None, n: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench_kernels, "MEMORY_BYTES", 100_000)
     case = bench_kernels.Case("", "small", 200, 384, bits, 64, n, "exact" if bits is None else "int8")
     (result,) = bench_kernels.run(case, threads=[1], rounds=1)
-    assert result.n_bytes == case.shape.packed_size
+    assert result.n_bytes == kernels.memory_size(case.shape)
     assert result.from_memory == (n == 1)
     assert result.gmacs == pytest.approx(200 * 384 * n / result.seconds / 1e9)
     assert (result.share is None) == (n > 1)

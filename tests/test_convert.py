@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 import safetensors.numpy
 from checkpoints import KINDS, TERNARY, write_checkpoint
 from packed_models import everything, nmse, stored_linear
+from reference_forward import forward, relative_rms
+from reference_forward import load as load_reference
 
 from tmac_llm import kernels
 from tmac_llm.checkpoint import open_checkpoint
 from tmac_llm.convert import convert
-from tmac_llm.errors import ConvertError, UsageError
+from tmac_llm.errors import CheckpointError, ConvertError, UsageError
+from tmac_llm.load import load_decoder
+from tmac_llm.model.kv_cache import KVCache
 from tmac_llm.packed.container import PackedModel
 
 DENSE = tuple(kind for kind in KINDS if kind not in TERNARY)
@@ -279,7 +284,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     planned = convert(made.path, tmp_path / "out", bits=2, dry_run=True)
     assert everything(tmp_path) == before
     done = convert(made.path, tmp_path / "out", bits=2)
-    assert planned.matrices == done.matrices
+    assert planned.matrices == tuple(replace(m, relative_rms=0.0) for m in done.matrices)
     assert planned.bits_per_weight == done.bits_per_weight
     assert planned.path == done.path
     assert planned.gain is None
@@ -322,3 +327,31 @@ def test_the_same_bytes_every_time_and_for_every_number_of_threads(tmp_path):
     for name in everything(tmp_path / "1"):
         contents = {(tmp_path / str(n) / name).read_bytes() for n in (1, 2, 3)}
         assert len(contents) == 1
+
+
+@pytest.mark.parametrize("kind", ["bitnet-offline", "llama-bitnet"])
+def test_linears_with_norms_of_their_own(tmp_path, kind):
+    """transformers' use_rms_norm: each linear normalises its input, so q, k and v differ in theirs."""
+    quantization = {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": 1e-3}
+    quantization |= {"linear_class": "autobitlinear"} if kind == "bitnet-offline" else {}
+    made = write_checkpoint(tmp_path / "source", kind, quantization_config=quantization)
+    convert(made.path, tmp_path / "out", head_bits=16)
+    packed = PackedModel.open(tmp_path / "out", verify=True)
+    assert packed.config.linear_norm_eps == 1e-3
+    name = "model.layers.1.self_attn.k_proj"
+    np.testing.assert_array_equal(
+        packed.tensor(f"{name}.rms_norm.weight"), made.vectors[f"{name}.rms_norm.weight"]
+    )
+    ids = np.array([256, 3, 77, 250, 9, 9, 120])
+    expected, _ = forward(load_reference(made.path), ids)
+    decoder = load_decoder(packed)
+    for chunk in (len(ids), 1):
+        cache = KVCache(decoder.config, 20)
+        parts = [decoder.forward(ids[i : i + chunk], cache, "all").copy() for i in range(0, len(ids), chunk)]
+        assert relative_rms(np.concatenate(parts), expected) <= 5e-3
+    del made.vectors
+    tensors = safetensors.numpy.load_file(made.path / "model.safetensors")
+    del tensors[f"{name}.rms_norm.weight"]
+    safetensors.numpy.save_file(tensors, made.path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"k_proj\.rms_norm\.weight is missing"):
+        convert(made.path, tmp_path / "again")

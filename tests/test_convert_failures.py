@@ -85,8 +85,31 @@ def test_tokenizers(tmp_path):
         convert(made.path, tmp_path / "out")
     (made.path / "tokenizer.json").unlink()
     (made.path / "tokenizer.model").write_bytes(b"pieces")
+    with pytest.raises(ConvertError, match="not a sentencepiece model"):
+        convert(made.path, tmp_path / "out")
+    pieces = b"\x0a\x09\x0a\x05<unk>\x18\x02\x12\x02\x18\x02"  # one piece of type unknown, model type bpe
+    (made.path / "tokenizer.model").write_bytes(pieces)
     convert(made.path, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == pieces
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("generation_config.json", '{"temperature": "hot"}', "temperature"),
+        ("generation_config.json", '{"top_p": 7}', "top_p"),
+        ("generation_config.json", "{", "not JSON"),
+        ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "chat template"),
+        ("tokenizer_config.json", "[]", "expected a JSON object"),
+        ("chat_template.jinja", "{{", "chat template"),
+    ],
+)
+def test_what_load_refuses_convert_refuses_too(tmp_path, name, content, match):
+    made = write_checkpoint(tmp_path / "source")
+    (made.path / name).write_text(content)
+    with pytest.raises(ConvertError, match=match):
+        convert(made.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
@@ -102,7 +125,7 @@ def test_files_are_copied_byte_by_byte(tmp_path):
     made = write_checkpoint(tmp_path / "source")
     for name in COPIED:
         if not (made.path / name).exists():
-            (made.path / name).write_bytes(f"content of {name}\r\n".encode())
+            (made.path / name).write_bytes(b"{}\r\n")
     for name in ("README.md", "LICENSE", "pytorch_model.bin"):
         (made.path / name).write_text("not needed")
     convert(made.path, tmp_path / "out")

@@ -13,7 +13,7 @@ from kernel_parts import GROUP_SIZES, Array, dequantized, nmse, parts, random_ma
 
 from tmac_llm import kernels, machine
 from tmac_llm.errors import KernelError, UsageError
-from tmac_llm.kernels import Matrix, MatrixShape
+from tmac_llm.kernels import Encoding, Matrix, MatrixShape
 
 ALL_BITS = range(1, 9)
 
@@ -100,6 +100,15 @@ def test_exact_tables_quantise_float_activations_per_token(isa: str, rng: np.ran
     )
 
 
+@pytest.mark.parametrize("encoding", ["planes", "ternary"])
+def test_memory_size_is_what_a_matrix_holds(isa: str, encoding: Encoding) -> None:
+    shape = MatrixShape(200, 1230, 2, 0, False, 1.0, encoding)
+    matrix = Matrix(shape, np.zeros(shape.packed_size, np.uint8))
+    assert matrix.n_bytes == kernels.memory_size(shape)
+    if encoding == "ternary":  # a float32 scale per row, padding to 256 rows and to 1248 columns
+        assert matrix.n_bytes <= 256 * (1248 * 5 / 3 / 8 + 4)
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("fill", ["random", "lowest", "highest"])
 def test_ternary_products_are_integer_ones(isa: str, fill: str, rng: np.random.Generator) -> None:
@@ -119,7 +128,7 @@ def test_ternary_products_are_integer_ones(isa: str, fill: str, rng: np.random.G
         kernels.init(isa, n_threads)
         matrix = Matrix(shape, kernels.pack(shape, codes, scales))
         two = Matrix(planes, kernels.pack(planes, codes, scales))
-        for n in (1, 2, 65) if isa != "scalar" else (1, 2):
+        for n in (1, 2, 20, 65) if isa != "scalar" else (1, 2):
             found = matrix.matmul(x[:n], tables="exact", x_scales=x_scales[:n])
             np.testing.assert_array_equal(found, expected[:n])
             floats = rng.normal(size=(n, 290)).astype(np.float32)

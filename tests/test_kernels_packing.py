@@ -176,8 +176,21 @@ def test_search_is_near_brute_force(bits: int, draw: str, columns: int, rng: np.
     shape = MatrixShape(40, columns, bits, 128, True, 0)
     error = ((w - dequantized(shape, found.codes, found.scales, found.zeros)) ** 2).sum()
     assert error == pytest.approx(found.error_search, rel=1e-4)
+    assert found.power == pytest.approx(float((w.astype(np.float64) ** 2).sum()), rel=1e-5)
     assert error <= 1.04 * affine_brute_force(w.astype(np.float64), 2**bits - 1)
     assert found.error_search <= {1: 0.4, 2: 0.65, 3: 0.8, 4: 0.9}[bits] * found.error_minmax
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+def test_search_with_many_codes(bits: int, rng: np.random.Generator) -> None:
+    """About a tenth less error than min-max rounding."""
+    w = rng.normal(size=(64, 512)).astype(np.float32)
+    found = kernels.quantize(w, bits, 128, zeros=True)
+    assert found.zeros is not None
+    shape = MatrixShape(64, 512, bits, 128, True, 0)
+    error = ((w - dequantized(shape, found.codes, found.scales, found.zeros)) ** 2).sum()
+    assert error == pytest.approx(found.error_search, rel=1e-3)
+    assert found.error_search <= 0.92 * found.error_minmax
 
 
 def test_error_minmax_is_that_of_min_max_rounding(rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ import tmac_llm
 from tmac_llm.convert import convert
 from tmac_llm.errors import ContextLengthError, PackedModelError, TemplateError, TokenizerError, UsageError
 from tmac_llm.generation import PREFILL_CHUNK
-from tmac_llm.llm import DEFAULT_SAMPLING
+from tmac_llm.sampling_defaults import DEFAULT_SAMPLING
 from tmac_llm.stop_strings import StopStrings
 
 TINY = Path(__file__).parent / "data" / "tiny-bitnet"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference_forward import CONFIG
 
-from tmac_llm import kernels, machine
+from tmac_llm import bench, kernels, machine
 from tmac_llm.errors import PackedModelError, UsageError
 from tmac_llm.load import _RESERVE, _held, load_decoder
 from tmac_llm.model.kv_cache import KVCache
@@ -113,6 +113,17 @@ def test_float_weights_are_counted_as_float32(monkeypatch):
         load_decoder(SyntheticModel(LLAMA, 16, head_bits=16))
     monkeypatch.setattr(machine, "available_memory", lambda: weights + _RESERVE)
     load_decoder(SyntheticModel(LLAMA, 16, head_bits=16))
+
+
+def test_ternary_weights_are_counted_as_memory_holds_them(monkeypatch):
+    model = SyntheticModel(BITNET, 2)
+    weights = sum(kernels.memory_size(model.shape(linear.name)) for linear in _held(model))
+    assert weights == bench.weight_facts(model).n_bytes
+    monkeypatch.setattr(machine, "available_memory", lambda: weights + _RESERVE - 1)
+    with pytest.raises(PackedModelError, match="the weights need"):
+        load_decoder(model)
+    monkeypatch.setattr(machine, "available_memory", lambda: weights + _RESERVE)
+    load_decoder(model)
 
 
 def test_tables():

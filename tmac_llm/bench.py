@@ -87,7 +87,7 @@ def weight_facts(source: Source) -> WeightFacts:
     n_bytes = 0
     for name in read:
         shape = source.shape(name)
-        n_bytes += shape.packed_size if shape else source.tensor(f"{name}.weight").size * 4
+        n_bytes += kernels.memory_size(shape) if shape else source.tensor(f"{name}.weight").size * 4
     return WeightFacts(sum(linear.m * linear.k for linear in (*linears, *tables)), n_bytes)
 
 

@@ -134,7 +134,7 @@ def run(
                 case,
                 kernels.isa_selected(),
                 n_threads,
-                shape.packed_size,
+                matrices[0].n_bytes,
                 copies > 1,
                 seconds,
                 read_seconds,

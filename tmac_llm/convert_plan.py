@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ DEFAULT_BITS = 4
 DEFAULT_HEAD_BITS = 8
 DEFAULT_GROUP_SIZE = 128
 
+# A matrix of the checkpoint was float, or codes that are kept, or codes that are quantised again.
+Origin = Literal["float", "kept", "requantised"]
 # Fields of a source's config.json that describe how its own files are stored or run.
 _NOT_COPIED = ("quantization_config", "compression_config", "auto_map")
 _FLOAT_NAMES = {dtype: name for name, dtype in files.DTYPES.items() if name != "U8"}
@@ -55,11 +57,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix to be stored under `name`; shape None: in float, as the checkpoint has it."""
+    """A matrix to be stored under `name`; shape None: in float, as the checkpoint has it.
+
+    requantised: the checkpoint has codes of it, which are not kept as they are.
+    """
 
     name: str
     weight: Weight
     shape: MatrixShape | None
+    requantised: bool = False
 
     @property
     def spec(self) -> TensorSpec:
@@ -72,6 +78,13 @@ class Matrix:
     def bits(self) -> int:
         """Bits of a code, or of a float."""
         return self.shape.bits if self.shape else 8 * self.spec.n_bytes // self.n_weights
+
+    @property
+    def origin(self) -> Origin:
+        """What the checkpoint has of it, and what became of that."""
+        if self.requantised:
+            return "requantised"
+        return "float" if isinstance(self.weight, DenseWeight) else "kept"
 
     @property
     def n_weights(self) -> int:
@@ -93,25 +106,26 @@ class Plan:
         ternary = any(isinstance(weight, TernaryWeight) for weight in linears.values())
         coding = _main_coding(linears.values())
         _check_bits(checkpoint.format, options, ternary, coding)
-        natural = quantize.TERNARY_BITS if ternary else coding[0] if coding else DEFAULT_BITS
-        self.bits = options.bits or natural
-        self.keeps_codes = coding is not None and self.bits == natural
+        exact_bits = _exact_bits(ternary, coding)
+        self.bits = options.bits or exact_bits or _dense_bits(linears.values())
+        self._as_stored = options.bits in (None, exact_bits)
+        self.keeps_codes = coding is not None and self._as_stored
         self.group_size = coding[1] if coding and self.keeps_codes else options.group_size
-        if not self.keeps_codes and coding:
+        self.is_ternary = ternary and self._as_stored
+        self._recoded = {name for name, weight in linears.items() if _is_coded(weight)}
+        if not self._as_stored:
             linears = {name: quantize.as_dense(weight) for name, weight in linears.items()}
-        self.head_bits = options.head_bits or self._default_head_bits
-        self.is_ternary = ternary and self.bits == quantize.TERNARY_BITS
-        self.matrices = [self._dense(names.EMBEDDING, checkpoint.embedding(), self.head_bits)]
+        self.matrices: list[Matrix] = []
+        embedding, head = checkpoint.embedding(), checkpoint.lm_head()
+        self.head_bits = self._head_bits(head or embedding)
+        self.matrices.append(self._table(names.EMBEDDING, embedding))
         for group in names.linear_groups(config):
-            weights = [linears[part.name] for part in group.parts]
-            fused = quantize.stack(weights)
-            if fused:
-                self.matrices.append(self._linear(group.fused.name, fused))
-            else:
-                self.matrices += [self._linear(part.name, linears[part.name]) for part in group.parts]
-        head = checkpoint.lm_head()
+            parts = {part.name: linears[part.name] for part in group.parts}
+            fused = None if config.linear_norm_eps else quantize.stack(list(parts.values()))
+            for name, weight in {group.fused.name: fused}.items() if fused else parts.items():
+                self.matrices.append(self._linear(name, weight, not self._recoded.isdisjoint(parts)))
         if head:
-            self.matrices.append(self._dense(names.LM_HEAD, head, self.head_bits))
+            self.matrices.append(self._table(names.LM_HEAD, head))
         self.vectors: dict[str, npt.NDArray[Any]] = {
             name: checkpoint.tensor(name) for name in names.norms(config)
         }
@@ -130,8 +144,11 @@ class Plan:
         ]
         return [matrix.spec for matrix in self.matrices] + vectors
 
-    def config(self, source: str) -> dict[str, Any]:
-        """config.json of the packed model; source: the Hub id or directory it was made from."""
+    def config(self, source: str, relative_rms: Mapping[str, float]) -> dict[str, Any]:
+        """config.json of the packed model.
+
+        source: the Hub id or path it was made from. relative_rms: what quantising changed, by matrix.
+        """
         options = self._options
         quantization = {
             "quant_method": QUANT_METHOD,
@@ -144,9 +161,12 @@ class Plan:
             "symmetric": options.symmetric,
             "int8_activations": self._checkpoint.config.int8_activations,
             "sub_norms": self._checkpoint.config.sub_norms,
+            "linear_norm_eps": self._checkpoint.config.linear_norm_eps,
             "source": source,
             "source_format": self._checkpoint.format,
             "source_notes": list(self._checkpoint.notes),
+            "relative_rms": {name: float(f"{rms:.3g}") for name, rms in relative_rms.items()},
+            "requantised": [matrix.name for matrix in self.matrices if matrix.origin == "requantised"],
             "matrices": {matrix.name: asdict(matrix.shape) for matrix in self.matrices if matrix.shape},
         }
         kept = {key: value for key, value in self._checkpoint.raw_config.items() if key not in _NOT_COPIED}
@@ -158,30 +178,70 @@ class Plan:
         label = "ternary" if self.is_ternary else f"{self.bits}bit"
         if self.group_size != DEFAULT_GROUP_SIZE:
             label += f"-g{self.group_size}" if self.group_size else "-row"
-        if self.head_bits != self._default_head_bits:
-            label += f"-h{self.head_bits}"
+        if self._options.head_bits not in (None, self._default_head_bits):
+            label += f"-h{self._options.head_bits}"
         return f"{label}-sym" if self._options.symmetric else label
 
     @property
     def _default_head_bits(self) -> int:
         return FLOAT_BITS if self.bits == FLOAT_BITS else DEFAULT_HEAD_BITS
 
-    def _linear(self, name: str, weight: Weight) -> Matrix:
+    def _head_bits(self, head: Weight) -> int:
+        """Of the output head: what was asked for, else those of its codes, else the default."""
+        if self._options.head_bits:
+            return self._options.head_bits
+        return head.bits if self._keeps_table(head) else self._default_head_bits
+
+    def _keeps_table(self, weight: Weight) -> TypeGuard[CodedWeight]:
+        return isinstance(weight, CodedWeight) and self._options.head_bits is None and self.bits != FLOAT_BITS
+
+    def _table(self, name: str, weight: Weight) -> Matrix:
+        """Embedding or output head."""
+        if self._keeps_table(weight):
+            return Matrix(name, weight, quantize.coded_shape(weight))
+        bits = self._options.head_bits or self._default_head_bits
+        return self._dense(name, weight, bits, _is_coded(weight))
+
+    def _linear(self, name: str, weight: Weight, coded: bool) -> Matrix:
+        """coded: whether the checkpoint has codes of it."""
         if isinstance(weight, CodedWeight):
             return Matrix(name, weight, quantize.coded_shape(weight))
+        if isinstance(weight, DenseWeight) and weight.stored_bits and self._as_stored:
+            scheme = Scheme(weight.stored_bits, min(GROUP_SIZES), self._options.symmetric)
+            return Matrix(name, weight, scheme.shape(weight), True)
         if self.keeps_codes and isinstance(weight, DenseWeight):
             return Matrix(name, weight, None)  # left in float by whoever quantised the others
         if self.is_ternary:
             int8_activations = self._checkpoint.config.int8_activations
             shape = quantize.ternary_shape(weight, self._options.group_size, int8_activations)
             return Matrix(name, weight, shape)
-        return self._dense(name, quantize.as_dense(weight), self.bits)
+        return self._dense(name, weight, self.bits, coded)
 
-    def _dense(self, name: str, weight: DenseWeight, bits: int) -> Matrix:
+    def _dense(self, name: str, weight: Weight, bits: int, coded: bool) -> Matrix:
+        dense = quantize.as_dense(weight)
         if bits == FLOAT_BITS:
-            return Matrix(name, weight, None)
+            return Matrix(name, dense, None)
         scheme = Scheme(bits, self._options.group_size, self._options.symmetric)
-        return Matrix(name, weight, scheme.shape(weight))
+        return Matrix(name, dense, scheme.shape(dense), coded)
+
+
+def _exact_bits(ternary: bool, coding: tuple[int, int] | None) -> int | None:
+    """The bits with which weights stay as they are stored; None for floats."""
+    return quantize.TERNARY_BITS if ternary else coding[0] if coding else None
+
+
+def _is_coded(weight: Weight) -> bool:
+    """Whether the checkpoint has codes of a matrix."""
+    return not isinstance(weight, DenseWeight) or weight.stored_bits is not None
+
+
+def _dense_bits(weights: Iterable[Weight]) -> int:
+    """The bits for floats: those that most dequantised codes want, else the default."""
+    counts: Counter[int] = Counter()
+    for weight in weights:
+        if isinstance(weight, DenseWeight) and weight.stored_bits:
+            counts[weight.stored_bits] += weight.shape[0] * weight.shape[1]
+    return counts.most_common(1)[0][0] if counts else DEFAULT_BITS
 
 
 def _main_coding(weights: Iterable[Weight]) -> tuple[int, int] | None:
@@ -196,7 +256,7 @@ def _main_coding(weights: Iterable[Weight]) -> tuple[int, int] | None:
 def _check_bits(found: str, options: Options, ternary: bool, coding: tuple[int, int] | None) -> None:
     if options.force or options.bits is None:
         return
-    natural = quantize.TERNARY_BITS if ternary else coding[0] if coding else None
+    natural = _exact_bits(ternary, coding)
     if natural and options.bits != natural:
         raise ConvertError(
             f"--bits {options.bits}: the weights are {'ternary' if ternary else 'quantised already'} ({found}) and"

@@ -25,8 +25,7 @@ import numpy.typing as npt
 
 from tmac_llm import kernels
 from tmac_llm.chat_template import Message
-from tmac_llm.checkpoint.files import read_json
-from tmac_llm.errors import CheckpointError, PackedModelError, UsageError
+from tmac_llm.errors import UsageError
 from tmac_llm.generation import PREFILL_CHUNK, Context, FinishReason, Generation
 from tmac_llm.load import load_decoder
 from tmac_llm.model.config import ModelConfig
@@ -34,15 +33,11 @@ from tmac_llm.model.decoder import Decoder
 from tmac_llm.model.kv_cache import KVCache
 from tmac_llm.packed.container import PackedModel
 from tmac_llm.sampling import Sampler, SamplingParams
+from tmac_llm.sampling_defaults import model_sampling
 from tmac_llm.stop_strings import StopStrings
 from tmac_llm.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
-
-# For models whose generation_config.json does not say how to sample.
-DEFAULT_SAMPLING = SamplingParams(temperature=0.7, top_k=40, top_p=0.95, min_p=0.05)
-# What transformers assumes for the keys that a generation_config.json with do_sample true leaves out.
-_SAMPLE_UNSAID = SamplingParams(temperature=1.0, top_k=50)
 
 
 def load(
@@ -103,7 +98,7 @@ class LLM:
         self._context: Context | None = Context(decoder, context_length)
         self.context_length = self._context.max_length
         self._forbidden = tokenizer.unnamed_ids(self.config.vocab_size)
-        self._default_sampling = _model_sampling(path)
+        self._default_sampling = model_sampling(path)
         self._active: Stream | None = None
         # What the context holds as marked chat text, so that an answer is not encoded again in the next turn.
         self._chat: tuple[str, list[int]] = ("", [])
@@ -344,23 +339,3 @@ class Stream(Iterator[str]):
             self._llm._chat = (marked, self._prompt_ids + self._token_ids)
         self._llm._active = None
         return rest
-
-
-def _model_sampling(path: Path) -> SamplingParams:
-    """The defaults of generation_config.json; DEFAULT_SAMPLING where it says nothing of do_sample."""
-    file = path / "generation_config.json"
-    if not file.is_file():
-        return DEFAULT_SAMPLING
-    try:
-        config = read_json(file)
-    except CheckpointError as error:
-        raise PackedModelError(str(error)) from None
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    said = {name: config[name] for name in names if config.get(name) is not None}
-    do_sample = config.get("do_sample")
-    if do_sample is False:
-        said["temperature"] = 0.0
-    try:
-        return replace(_SAMPLE_UNSAID if do_sample is True else DEFAULT_SAMPLING, **said)
-    except UsageError as error:
-        raise PackedModelError(f"{file}: {error}") from None

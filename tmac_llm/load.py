@@ -14,7 +14,7 @@ from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.model.decoder import Decoder, Layer
 from tmac_llm.model.embedding import DenseEmbedding, Embedding, PackedEmbedding
-from tmac_llm.model.linear import DenseLinear, Linear, LutLinear, PermutedLinear, SplitLinear
+from tmac_llm.model.linear import DenseLinear, Linear, LutLinear, NormedLinear, PermutedLinear, SplitLinear
 from tmac_llm.model.norm import RMSNorm
 from tmac_llm.packed import names
 from tmac_llm.packed.names import LinearGroup
@@ -88,8 +88,8 @@ class _Loader:
     def _group(self, group: LinearGroup) -> Linear:
         fused = group.fused.name
         if len(group.parts) == 1 or self._source.shape(fused) or self._source.has(f"{fused}.weight"):
-            return self._linear(fused)
-        return SplitLinear([self._linear(part.name) for part in group.parts])
+            return self._in_layer(fused)
+        return SplitLinear([self._in_layer(part.name) for part in group.parts])
 
     def _linear(self, name: str, in_layer: bool = True) -> Linear:
         source, shape = self._source, self._source.shape(name)
@@ -103,6 +103,13 @@ class _Loader:
             return PermutedLinear(linear, np.array(source.tensor(f"{name}.perm")))
         return linear
 
+    def _in_layer(self, name: str) -> Linear:
+        """A linear inside a layer, with the norm of its own where it has one."""
+        linear, eps = self._linear(name), self._config.linear_norm_eps
+        if eps is None:
+            return linear
+        return NormedLinear(RMSNorm(np.array(self._source.tensor(f"{name}.rms_norm.weight")), eps), linear)
+
     def _embedding(self) -> Embedding:
         shape = self._source.shape(names.EMBEDDING)
         if shape is None:
@@ -114,9 +121,10 @@ class _Loader:
 
 
 def _check_memory(source: Source) -> None:
-    """Raises PackedModelError where the weights, dense ones as float32, exceed the memory that can be had."""
+    """Raises PackedModelError where the weights exceed the memory that can be had. They count as the running
+    instruction set holds them, dense ones as float32."""
     needed = sum(
-        shape.packed_size if (shape := source.shape(linear.name)) else 4 * linear.m * linear.k
+        kernels.memory_size(shape) if (shape := source.shape(linear.name)) else 4 * linear.m * linear.k
         for linear in _held(source)
     )
     available = machine.available_memory()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from tmac_llm.checkpoint.weights import (
     DenseWeight,
     TernaryWeight,
     Weight,
-    to_float32,
 )
 from tmac_llm.kernels import Encoding, MatrixShape
 
@@ -48,11 +48,31 @@ class Scheme:
 
 @dataclass(slots=True)
 class SearchError:
-    """Summed squares of the float weights quantised, and of their errors by min-max and by the search."""
+    """Summed squares of the float weights quantised, and of their errors by min-max and by the search.
+
+    kept_power, kept_error: of codes that were kept, and of what rounding their scales and zero points changed.
+    """
 
     power: float = 0.0
     minmax: float = 0.0
     search: float = 0.0
+    kept_power: float = 0.0
+    kept_error: float = 0.0
+
+    @staticmethod
+    def total(errors: Iterable[SearchError]) -> SearchError:
+        """The sums of several."""
+        sums = SearchError()
+        for error in errors:
+            for field in fields(SearchError):
+                setattr(sums, field.name, getattr(sums, field.name) + getattr(error, field.name))
+        return sums
+
+    @property
+    def relative_rms(self) -> float:
+        """rms(stored - source) / rms(source); 0 where all is exact."""
+        power = self.power + self.kept_power
+        return math.sqrt((self.search + self.kept_error) / power) if power else 0.0
 
     @property
     def gain(self) -> float | None:
@@ -96,8 +116,11 @@ def stack(weights: Sequence[Weight]) -> Weight | None:
         parts = [np.zeros(w.shape[0], np.float32) if w.bias is None else w.bias for w in weights]
         bias = np.concatenate(parts)
     dense = [weight for weight in weights if isinstance(weight, DenseWeight)]
-    if isinstance(first, DenseWeight) and [w.dtype for w in dense] == [first.dtype] * len(weights):
-        return DenseWeight((m, k), first.dtype, _stacked_rows(dense), bias)
+    if isinstance(first, DenseWeight):
+        kind = (first.dtype, first.stored_bits)
+        if [(w.dtype, w.stored_bits) for w in dense] == [kind] * len(weights):
+            return DenseWeight((m, k), first.dtype, _stacked_rows(dense), bias, first.stored_bits)
+        return None
     ternary = [weight for weight in weights if isinstance(weight, TernaryWeight)]
     if len(ternary) == len(weights):
         scales = np.concatenate([weight.scales for weight in ternary])
@@ -119,9 +142,9 @@ def _same_coding(a: CodedWeight, b: CodedWeight) -> bool:
 
 
 def as_dense(weight: Weight) -> DenseWeight:
-    """Ternary weights and codes as float32 ones, for a conversion that gives them other bits."""
+    """Weights as floats, ternary ones and codes as float32, for a conversion that gives them other bits."""
     if isinstance(weight, DenseWeight):
-        return weight
+        return replace(weight, stored_bits=None) if weight.stored_bits else weight
     if isinstance(weight, CodedWeight):
         return _dequantised(weight)
     ternary = weight
@@ -173,6 +196,8 @@ def encode(
     """
     if isinstance(rows, CodedRows):
         assert shape is not None
+        error.kept_power += rows.power
+        error.kept_error += rows.error
         return kernels.pack(replace(shape, m=len(rows)), rows.codes, rows.scales, rows.zeros)
     if shape is None:
         return rows
@@ -181,8 +206,7 @@ def encode(
         scales = weight.scales[begin : begin + len(rows)]
         return kernels.pack(part, (rows + np.int8(1)).view(np.uint8), scales)
     coded = kernels.quantize(rows, shape.bits, shape.group_size, shape.has_zeros, shape.zero)
-    values = to_float32(rows).reshape(-1)
-    error.power += float(np.dot(values, values))
+    error.power += coded.power
     error.minmax += coded.error_minmax
     error.search += coded.error_search
     return kernels.pack(part, coded.codes, coded.scales, coded.zeros)
@@ -194,6 +218,8 @@ def _joined(parts: Sequence[CodedRows]) -> CodedRows:
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.scales for part in parts]),
         np.concatenate(zeros) if zeros else None,
+        sum(part.power for part in parts),
+        sum(part.error for part in parts),
     )
 
 

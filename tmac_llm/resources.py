@@ -13,11 +13,19 @@ from tmac_llm.errors import StoreError
 
 
 class KnownModel(NamedTuple):
-    """A manifest of models/known: a model that people ask for by name."""
+    """A manifest of models/known: a model that people ask for by name.
+
+    config: the Hugging Face config fields that give its shapes, those of `assumed` included, which are not published
+    and which a checkpoint says itself. chat: how messages are written, None for a base model. stop_ids: token ids that
+    end an answer; empty where only the repository says. notes: what is special, and known traps.
+    """
 
     name: str
     repo_id: str
-    config: dict[str, Any]  # the Hugging Face config fields that give its shapes
+    config: dict[str, Any]
+    assumed: list[str]
+    chat: str | None
+    stop_ids: list[int]
     notes: list[str]
 
 
@@ -44,6 +52,14 @@ def known_models() -> dict[str, KnownModel]:
     models = {}
     for path in sorted((models_dir() / "known").glob("*.json")):
         fields = json.loads(path.read_text(encoding="utf-8"))
-        model = KnownModel(fields["name"], fields["repo_id"], fields["config"], fields.get("notes", []))
-        models[model.name] = model
+        assumed = fields.get("assumed", {})
+        models[fields["name"]] = KnownModel(
+            name=fields["name"],
+            repo_id=fields["repo_id"],
+            config=fields["config"] | assumed,
+            assumed=list(assumed),
+            chat=fields["chat"],
+            stop_ids=fields["stop_ids"],
+            notes=fields["notes"],
+        )
     return models

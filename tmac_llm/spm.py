@@ -24,6 +24,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tmac_llm.errors import TokenizerError
 
 SPACE = "\u2581"
+# Pairs of pieces that are looked up to make merges, times their length: real vocabularies 1 to 20 million.
+_MAX_CUTS = 1 << 28
 # Real files: 0.5 MB (32,000 pieces) to 5 MB.
 MAX_BYTES = 64 << 20
 _CONVERT = "convert it to tokenizer.json and put that beside the model"
@@ -104,6 +106,11 @@ def _bpe(model: SentencePiece) -> models.BPE:
         for text, score, kind in model.pieces
         if kind in (PieceType.NORMAL, PieceType.USER_DEFINED)
     }
+    if sum(len(text) ** 2 for text in mergeable) > _MAX_CUTS:
+        longest = max(map(len, mergeable))
+        raise TokenizerError(
+            f"pieces of up to {longest} characters, which no real vocabulary has; {_CONVERT}"
+        )
     merges = []
     for text, score in mergeable.items():
         for cut in range(1, len(text)):

@@ -58,7 +58,8 @@ def model_name(source: str, *, encoding: str) -> str:
     path = Path(source).expanduser()
     if path.exists():
         path = path.resolve()
-        source = path.parent.name if path.is_file() else path.name
+        name_of_file = path.stem if path.suffix == ".gguf" else path.parent.name
+        source = name_of_file if path.is_file() else path.name
     return f"{_readable(source)}-{encoding}"
 
 

@@ -82,6 +82,11 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens, added ones included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def unnamed_ids(self, vocab_size: int) -> npt.NDArray[np.intp]:
         """Ids below the model's `vocab_size` without a token; TokenizerError if there are tokens above."""
         largest = max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=0)

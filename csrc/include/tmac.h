@@ -102,7 +102,8 @@ TMAC_API int tmac_dequantize_rows(const tmac_shape *shape, const uint8_t *tiles,
 /* Quantise rows of float weights by groups with a search for the scale (and zero point) of least squared error.
  * weights: (n_rows, k) of type F32, F16 or BF16. codes: uint8 (n_rows, k). scales, zeros: float16 bits
  * (n_rows, ceil(k / group_size)); group_size > 0. has_zeros 1: zero points are searched too; 0: shape->zero is used.
- * error: double[2], the summed squared error of plain min-max rounding and of the search (both added to).
+ * error: double[3], the summed squared error of plain min-max rounding and of the search, and of the weights
+ * themselves (all added to).
  * A group whose scale would underflow float16 becomes zeros. Works on all threads. TMAC_ERR_NONFINITE for NaN or
  * infinity, TMAC_ERR_RANGE for a scale above 65504. */
 TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *weights, int type, uint8_t *codes,
@@ -110,9 +111,10 @@ TMAC_API int tmac_quantize(const tmac_shape *shape, int32_t n_rows, const void *
 
 /* ---- run time -------------------------------------------------------------------------------------------- */
 
+/* Bytes that tmac_matrix_load takes for a matrix with the running instruction set, or a negative status. */
+TMAC_API int64_t tmac_memory_size(const tmac_shape *shape);
 /* Copy packed tiles into huge-page-backed memory, in the order of the running instruction set, on all threads. A
- * ternary matrix is cut for the number of threads that run now, and becomes two planes where the instruction set has no
- * kernel for five codes in a byte. */
+ * ternary matrix is cut for the number of threads that run now. */
 TMAC_API int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out);
 TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
 /* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */

@@ -13,7 +13,7 @@ typedef struct {
     float w[M * K_MAX];
     uint8_t codes[M * K_MAX];
     uint16_t scales[M * GROUPS_MAX], zeros[M * GROUPS_MAX];
-    double error[2];
+    double error[3];
     int status;
 } quantised;
 
@@ -21,7 +21,7 @@ typedef struct {
 
 static void run(quantised *q)
 {
-    q->error[0] = q->error[1] = 0;
+    q->error[0] = q->error[1] = q->error[2] = 0;
     q->status = tmac_quantize(&q->shape, M, q->w, TMAC_F32, q->codes, q->scales, q->zeros, q->error);
 }
 
@@ -52,6 +52,9 @@ static void check_result(const quantised *q)
     const double error = stored_error(q);
     CHECK(fabs(error - q->error[1]) <= 1e-3 * error + 1e-12, CASE);
     CHECK(q->error[1] <= q->error[0], CASE);
+    double power = 0;
+    for (int32_t i = 0; i < M * q->shape.k; i++) power += (double)q->w[i] * (double)q->w[i];
+    CHECK(fabs(power - q->error[2]) <= 1e-5 * power, CASE);
 }
 
 static void fill_normal(quantised *q)

@@ -1,5 +1,5 @@
-/* Ternary matrices, five codes in a byte: literal bytes, tables and products of every instruction set, and the whole
- * library against two planes with exact tables, bit for bit.
+/* Ternary matrices, five codes in a byte: literal bytes, products of every instruction set, and the whole library
+ * against two planes with exact tables, bit for bit.
  * Usage: test_ternary [seed] */
 #include <float.h>
 
@@ -49,7 +49,11 @@ static void test_refusals(void)
     uint8_t codes[4 * 9] = {0}, tiles[384 + 256];
     float scales[4] = {0};
     bad[0].bits = 3, bad[1].group_size = 32, bad[2].has_zeros = 1, bad[3].zero = 0.0f, bad[4].encoding = 2;
-    for (int i = 0; i < 5; i++) CHECK(tmac_packed_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+    for (int i = 0; i < 5; i++) {
+        CHECK(tmac_packed_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+        CHECK(tmac_memory_size(&bad[i]) == TMAC_ERR_ARGUMENT, "shape %d", i);
+    }
+    CHECK(tmac_memory_size(&(tmac_shape){4, 9, 2, 0, 0, 1.0f, TMAC_TERNARY}) == TMAC_ERR_ISA, "before tmac_init");
     const tmac_shape s = ternary(4, 9);
     CHECK(tmac_pack(&s, 0, 4, codes, scales, NULL, tiles) == TMAC_OK, "codes 0");
     for (int code = 3; code < 256; code++) {
@@ -60,99 +64,139 @@ static void test_refusals(void)
 
 /* ---- kernels --------------------------------------------------------------------------------------------------- */
 
+/* One product: activations, a matrix as in the file, and its rows' scales side by side. */
 typedef struct {
-    guarded tables, token_scales;
-    tmac_lut lut;
-} ternary_lut;
+    tmac_shape shape;
+    int32_t n, ldy;
+    int32_t first; /* row blocks [0, first) are one slab, the others the next */
+    guarded q, tiles, scales;
+} ternary_case;
 
-/* Tables of n tokens in two calls, as threads share them. */
-static ternary_lut tables_of(const tmac_kernels *isa, const tmac_shape *s, int32_t n, const int8_t *q)
+static int32_t steps_of(const tmac_kernels *isa, const tmac_shape *s)
 {
-    const int32_t steps = tmac_ternary_steps(s);
-    ternary_lut o = {guarded_alloc((size_t)steps * (size_t)n * TERNARY_STEP_TABLES, 0),
-                     guarded_alloc((size_t)n * sizeof(float), 4), {0}};
-    o.lut.n = n, o.lut.exact = 1;
-    o.lut.tables = (int8_t *)o.tables.data, o.lut.token_scales = (float *)o.token_scales.data;
-    for (int32_t t = 0; t < n; t++) {
-        isa->ternary_build(q + (int64_t)t * s->k, s->k, t, steps / 2, steps, &o.lut);
-        isa->ternary_build(q + (int64_t)t * s->k, s->k, t, 0, steps / 2, &o.lut);
-        o.lut.token_scales[t] = 0.37f + (float)t;
-    }
-    return o;
+    return (s->k - 1) / isa->ternary.step_columns + 1;
 }
 
-static void lut_drop(ternary_lut *o) { guarded_free(&o->tables), guarded_free(&o->token_scales); }
-
-/* Row blocks [0, first) are one slab, the others the next. Any byte is a code. */
-static guarded product_of(const tmac_kernels *isa, const tmac_shape *s, const uint8_t *codes, const float *scales,
-                          const tmac_lut *lut, int32_t first, int one, int32_t ldy)
+/* Tables of n tokens in two calls, as threads share them. */
+static guarded tables_of(const tmac_kernels *isa, const ternary_case *c, tmac_lut *lut)
 {
-    const int32_t steps = tmac_ternary_steps(s), blocks = tmac_n_blocks(s);
-    guarded y = guarded_alloc((size_t)((lut->n - 1) * ldy + s->m) * sizeof(float), 4);
-    float *out = (float *)y.data;
-    for (int32_t begin = 0, end = first; begin < blocks; begin = end, end = blocks) {
-        const uint8_t *slab = codes + (int64_t)begin * steps * TERNARY_STEP_BYTES;
-        if (one) isa->ternary_gemv(s, slab, scales, lut, begin, end, out);
-        else isa->ternary_gemm(s, slab, scales, lut, begin, end, out, ldy);
+    const int32_t k = c->shape.k, steps = steps_of(isa, &c->shape);
+    guarded tables = guarded_alloc((size_t)(steps * c->n * isa->ternary.table_bytes), 0);
+    lut->tables = (int8_t *)tables.data;
+    for (int32_t t = 0; t < c->n; t++) {
+        const int8_t *q = (const int8_t *)c->q.data + (int64_t)t * k;
+        isa->ternary_build(q, k, t, steps / 2, steps, lut);
+        isa->ternary_build(q, k, t, 0, steps / 2, lut);
+        lut->token_scales[t] = 0.37f + (float)t;
     }
+    guarded_check(&tables, isa->name, "memory beside ternary tables");
+    return tables;
+}
+
+/* y (n, ldy), by gemv where `one`, through this instruction set's own memory order and tables. */
+static guarded product_of(const tmac_kernels *isa, const ternary_case *c, int one)
+{
+    const tmac_shape *s = &c->shape;
+    const int32_t blocks = tmac_n_blocks(s);
+    const float *scales = (const float *)c->scales.data;
+    guarded y = guarded_alloc((size_t)((c->n - 1) * c->ldy + s->m) * sizeof(float), 4);
+    guarded token_scales = guarded_alloc((size_t)c->n * sizeof(float), 4);
+    guarded scratch = guarded_alloc((size_t)isa->ternary.scratch_bytes, 0);
+    tmac_lut lut = {.n = c->n, .exact = 1, .token_scales = (float *)token_scales.data};
+    guarded tables = tables_of(isa, c, &lut);
+    for (int32_t begin = 0, end = c->first; begin < blocks; begin = end, end = blocks) {
+        guarded slab = guarded_alloc((size_t)((end - begin) * steps_of(isa, s) * isa->ternary.step_bytes), 0);
+        isa->ternary_reorder(s, c->tiles.data + begin * tmac_block_bytes(s), end - begin, slab.data);
+        guarded_check(&slab, isa->name, "memory beside a slab");
+        if (one) isa->ternary_gemv(s, slab.data, scales, &lut, begin, end, (float *)y.data);
+        else isa->ternary_gemm(s, slab.data, scales, &lut, begin, end, scratch.data, (float *)y.data, c->ldy);
+        guarded_free(&slab);
+    }
+    guarded_check(&scratch, isa->name, "memory beside scratch");
+    guarded_free(&scratch), guarded_free(&tables), guarded_free(&token_scales);
     return y;
 }
 
 /* Every product against the sum over decoded weights; exact, so that floats are equal. */
-static void check_rows(const tmac_shape *s, const uint8_t *codes, const float *scales, const tmac_lut *lut,
-                       const int8_t *q, int32_t first, const float *y, int32_t ldy)
+static void check_rows(const ternary_case *c, const float *y)
 {
-    const int32_t steps = tmac_ternary_steps(s);
+    const tmac_shape *s = &c->shape;
     for (int32_t row = 0; row < s->m; row++)
-        for (int32_t t = 0; t < lut->n; t++) {
-            const int32_t block = row / ROWS, begin = block < first ? 0 : first, end = begin ? tmac_n_blocks(s) : first;
+        for (int32_t t = 0; t < c->n; t++) {
+            const uint8_t *block = c->tiles.data + row / ROWS * tmac_block_bytes(s) + row % ROWS;
             int32_t sum = 0;
-            for (int32_t c = 0; c < s->k; c++) {
-                const int64_t at = tmac_ternary_offset(end - begin, steps, block - begin, c / 30, c % 30 / 5);
-                const uint8_t byte = codes[(int64_t)begin * steps * 384 + at + row % ROWS];
+            for (int32_t i = 0; i < s->k; i++) {
+                const uint8_t byte = block[i / 5 * ROWS];
                 int32_t rest = (byte & 127) > 121 ? 121 : 121 + (byte & 127);
-                for (int32_t j = 0; j < c % 5; j++) rest /= 3;
+                for (int32_t j = 0; j < i % 5; j++) rest /= 3;
                 const int32_t trit = rest % 3 - 1;
-                sum += (byte & 128 ? -trit : trit) * q[(int64_t)t * s->k + c];
+                sum += (byte & 128 ? -trit : trit) * (int8_t)c->q.data[(int64_t)t * s->k + i];
             }
-            const float want = scales[row] * (float)sum * lut->token_scales[t];
-            if (memcmp(&want, &y[(int64_t)t * ldy + row], 4)) fail("scalar", "ternary dot product");
+            const float want = ((const float *)c->scales.data)[row] * (float)sum * (0.37f + (float)t);
+            if (memcmp(&want, &y[(int64_t)t * c->ldy + row], 4)) fail("scalar", "ternary dot product");
         }
 }
 
+/* Any byte is a code, in columns beyond k too. */
+static ternary_case random_ternary(int32_t m, int32_t k, int32_t n, int pattern)
+{
+    ternary_case c = {.shape = ternary(m, k), .n = n, .ldy = m + random_below(3)};
+    const int32_t blocks = tmac_n_blocks(&c.shape);
+    c.first = blocks > TERNARY_SLAB_BLOCKS ? TERNARY_SLAB_BLOCKS : 1 + random_below(blocks);
+    c.q = guarded_alloc((size_t)n * (size_t)k, 1);
+    c.tiles = guarded_alloc((size_t)tmac_packed_size(&c.shape), 1);
+    c.scales = guarded_alloc((size_t)blocks * ROWS * 4, 0);
+    fill_bytes((int8_t *)c.q.data, n * k, pattern);
+    const int extreme = random_below(4); /* all codes the lowest or the highest */
+    for (size_t i = 0; i < c.tiles.bytes; i++)
+        c.tiles.data[i] = (uint8_t)(extreme == 0 ? 121 : extreme == 1 ? 249 : (int)random_bits());
+    for (int32_t r = 0; r < blocks * ROWS; r++) ((float *)c.scales.data)[r] = random_unit();
+    return c;
+}
+
+static void check_product(const tmac_kernels *isa, const ternary_case *c, int one)
+{
+    guarded want = product_of(&tmac_kernels_scalar, c, 0), got = product_of(isa, c, one);
+    if (isa == &tmac_kernels_scalar) check_rows(c, (const float *)got.data);
+    check_equal(&want, &got, isa->name, one ? "ternary gemv's y" : "ternary gemm's y");
+    guarded_free(&want), guarded_free(&got);
+}
+
+static void drop(ternary_case *c) { guarded_free(&c->q), guarded_free(&c->tiles), guarded_free(&c->scales); }
+
 static void test_products(const tmac_kernels *isa, int32_t m, int32_t k, int32_t n, int pattern)
 {
-    const tmac_shape s = ternary(m, k);
-    const int32_t steps = tmac_ternary_steps(&s), blocks = tmac_n_blocks(&s), ldy = m + random_below(3);
-    const int32_t first = blocks > TERNARY_SLAB_BLOCKS ? TERNARY_SLAB_BLOCKS : 1 + random_below(blocks);
+    ternary_case c = random_ternary(m, k, n, pattern);
     const int one = n == 1 && pattern % 2;
-    snprintf(where, sizeof where, "ternary m %d k %d n %d pattern %d first %d gemv %d", m, k, n, pattern, first, one);
-    guarded q = guarded_alloc((size_t)n * (size_t)k, 1), codes = guarded_alloc((size_t)blocks * (size_t)steps * 384, 0);
-    guarded scales = guarded_alloc((size_t)blocks * ROWS * 4, 0);
-    fill_bytes((int8_t *)q.data, n * k, pattern);
-    const int extreme = random_below(4); /* all codes the lowest or the highest */
-    for (size_t i = 0; i < codes.bytes; i++)
-        codes.data[i] = (uint8_t)(extreme == 0 ? 121 : extreme == 1 ? 249 : (int)random_bits());
-    for (int32_t r = 0; r < blocks * ROWS; r++) ((float *)scales.data)[r] = random_unit();
-    ternary_lut want_lut = tables_of(&tmac_kernels_scalar, &s, n, (int8_t *)q.data);
-    ternary_lut lut = tables_of(isa, &s, n, (int8_t *)q.data);
-    check_equal(&want_lut.tables, &lut.tables, isa->name, "ternary tables");
-    guarded want = product_of(&tmac_kernels_scalar, &s, codes.data, (float *)scales.data, &lut.lut, first, 0, ldy);
-    guarded got = product_of(isa, &s, codes.data, (float *)scales.data, &lut.lut, first, one, ldy);
-    if (isa == &tmac_kernels_scalar)
-        check_rows(&s, codes.data, (float *)scales.data, &lut.lut, (int8_t *)q.data, first, (float *)got.data, ldy);
-    check_equal(&want, &got, isa->name, one ? "ternary gemv's y" : "ternary gemm's y");
-    guarded_free(&q), guarded_free(&codes), guarded_free(&scales), guarded_free(&want), guarded_free(&got);
-    lut_drop(&want_lut), lut_drop(&lut);
+    snprintf(where, sizeof where, "ternary m %d k %d n %d pattern %d first %d gemv %d", m, k, n, pattern, c.first, one);
+    check_product(isa, &c, one);
+    drop(&c);
+}
+
+/* One activation in three has a value, and all weights are +1 or -1: every sum of three columns is this value, so that
+ * whatever it is split into adds up to the largest total there is. */
+static void test_splits(const tmac_kernels *isa)
+{
+    for (int value = -128; value < 128; value++) {
+        ternary_case c = random_ternary(64, 240, 1, ZERO);
+        snprintf(where, sizeof where, "ternary sums of %d", value);
+        for (int32_t i = 0; i < c.shape.k; i += 3) c.q.data[i] = (uint8_t)value;
+        for (size_t i = 0; i < c.tiles.bytes; i++) c.tiles.data[i] = i % 2 ? 121 : 249;
+        check_product(isa, &c, 1);
+        drop(&c);
+    }
 }
 
 static void test_kernels(const tmac_kernels *isa)
 {
-    static const int32_t tokens[] = {1, 1, 2, 3, 1, 5, 8};
-    for (int i = 0; i < 200; i++)
-        test_products(isa, 1 + random_below(700), 1 + random_below(i % 4 ? 640 : 40), tokens[i % 7], i % N_PATTERNS);
-    test_products(isa, 44 * ROWS - 3, 160, 1, 1);
-    for (int pattern = LOW; pattern <= HIGH; pattern++) test_products(isa, 70, 2000, 1, pattern);
+    static const int32_t tokens[] = {1, 1, 2, 3, 1, 5, 8, 4, 13, 16, 17, 32, 33};
+    for (int i = 0; i < 200; i++) {
+        const int32_t n = tokens[i % 13];
+        test_products(isa, 1 + random_below(n > 8 ? 200 : 700), 1 + random_below(i % 4 ? 640 : 40), n, i % N_PATTERNS);
+    }
+    for (int n = 1; n <= 40; n += 39) test_products(isa, 44 * ROWS - 3, 160, n, 1);
+    for (int pattern = LOW; pattern <= HIGH; pattern++)
+        for (int i = 0; i < 4; i++) test_products(isa, 70, 2000, i % 2 ? 14 : 1, pattern);
 }
 
 /* ---- the library ------------------------------------------------------------------------------------------------- */
@@ -174,6 +218,8 @@ static void test_against_planes(int32_t m, int32_t k, int32_t n)
     CHECK(!tmac_pack(&planes, 0, m, codes.data, scales.data, NULL, two.data), "pack");
     tmac_matrix *a, *b;
     CHECK(!tmac_matrix_load(&s, five.data, &a) && !tmac_matrix_load(&planes, two.data, &b), "load");
+    CHECK(tmac_matrix_bytes(a, NULL) == tmac_memory_size(&s), "bytes");
+    CHECK(tmac_matrix_bytes(b, NULL) == tmac_memory_size(&planes), "bytes");
     CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[0].data, m), "ternary");
     CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_INT8, (float *)y[1].data, m), "int8 asked");
     CHECK(!tmac_matmul(b, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[2].data, m), "planes");
@@ -198,7 +244,8 @@ int main(int argc, char **argv)
             printf("%s: SKIPPED, this CPU lacks %s\n", isa->name, isa->requires);
             continue;
         }
-        if (isa->ternary_gemv) test_kernels(isa);
+        test_kernels(isa);
+        test_splits(isa);
         for (int threads = 1; threads <= 3; threads++) {
             static const int32_t shapes[][3] = {{1, 1, 1}, {67, 131, 3}, {640, 300, 1}, {200, 700, 65}, {2700, 40, 1}};
             CHECK(!tmac_init(isa->name, threads), "init");

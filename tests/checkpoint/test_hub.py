@@ -160,6 +160,28 @@ def test_offline_with_a_part_in_the_cache(hub: Any, call: Any, monkeypatch: pyte
     assert "the cache has only a part of the model; run again with a network" in call("o/sharded")
 
 
+def test_gguf_files(hub: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several by name, split ones whole, the only one by itself; offline too, and resumed as safetensors are."""
+    split = {f"q8/m-0000{i}-of-00002.gguf": b"GGUF" * i for i in (1, 2)}
+    hub.repos["o/one"] = hub_server.Repo({"README.md": b"", "a.gguf": MODEL}, cuts={"a.gguf": [0, 100]})
+    hub.repos["o/many"] = hub_server.Repo({**SMALL, "a.gguf": MODEL, "b.gguf": b"b", **split})
+    assert Path(call("o/one")).name == "a.gguf"
+    assert Path(call("o/one")).read_bytes() == MODEL
+    assert (
+        "HubError: o/many: holds 3 GGUF models, say which with convert --file NAME: a.gguf, b.gguf, q8/"
+        in call("o/many")
+    )
+    path = Path(call("o/many", file="q8/m-00001-of-00002.gguf"))
+    assert [p.stat().st_size for p in sorted(path.parent.iterdir())] == [4, 8]
+    assert not hub.downloads("a.gguf")[3:]
+    assert Path(call("o/many", file="b.gguf")).read_bytes() == b"b"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Path(call("o/one")).read_bytes() == MODEL
+    assert Path(call("o/many", file="b.gguf")).read_bytes() == b"b"
+    assert "the cache holds 2 GGUF models, say which" in call("o/many")
+    assert "is set and the model is not in the cache" in call("o/many", file="a.gguf")
+
+
 def test_a_cut_connection_is_resumed(hub: Any, call: Any) -> None:
     hub.repos["o/model"].cuts["model.safetensors"] = [0, 1000, 500]
     assert (Path(call("o/model")) / "model.safetensors").read_bytes() == MODEL
@@ -380,6 +402,22 @@ def test_which_weights_are_needed(names: list[str], weights: list[str]) -> None:
     assert needed_files("o/m", ["config.json", *names]) == [*weights, "config.json"]
 
 
+def test_gguf_models() -> None:
+    split = ["q/b-00001-of-00002.gguf", "q/b-00002-of-00002.gguf"]
+    assert needed_files("o/m", ["README.md", "a.gguf", "tokenizer.json"]) == ["a.gguf", "tokenizer.json"]
+    assert needed_files("o/m", ["README.md", *split]) == split
+    names = ["config.json", "model.safetensors", "a.gguf", *split]
+    assert needed_files("o/m", names) == ["model.safetensors", "config.json"]
+    assert needed_files("o/m", names, "a.gguf") == ["a.gguf", "config.json"]
+    assert needed_files("o/m", names, split[0]) == [*split, "config.json"]
+    with pytest.raises(
+        HubError, match=r"o/m: the repository has no file c\.gguf; its GGUF models: a\.gguf, q/b"
+    ):
+        needed_files("o/m", names, "c.gguf")
+    with pytest.raises(HubError, match="no file q/b-00002-of-00002"):
+        needed_files("o/m", ["a.gguf", split[0]], split[0])
+
+
 def test_which_small_files_are_needed() -> None:
     small = ["chat_template.jinja", "config.json", "generation_config.json", "merges.txt", "tokenizer.model"]
     small = [*small, "additional_chat_templates/tool_use.jinja"]
@@ -390,13 +428,17 @@ def test_which_small_files_are_needed() -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        (["config.json", "model.gguf"], UnsupportedError, "o/m: weights only as GGUF"),
+        (
+            ["a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"],
+            HubError,
+            r"2 GGUF models, say which .*: a\.gguf, b",
+        ),
         (
             ["config.json", "original/model.safetensors", "a.pth"],
             UnsupportedError,
             "o/m: weights only as pickle",
         ),
-        (["config.json", "README.md"], HubError, r"o/m: the repository has no \.safetensors files"),
+        (["config.json", "README.md"], HubError, r"o/m: the repository has no \.safetensors and no \.gguf"),
         (["model.safetensors"], HubError, r"o/m: the repository has no config\.json"),
     ],
 )

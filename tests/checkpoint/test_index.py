@@ -119,12 +119,6 @@ def test_pickles_are_refused_with_the_reason(files: Any, name: str) -> None:
         open_tensor_files(files.path)
 
 
-def test_gguf_is_refused(files: Any) -> None:
-    (files.path / "model-q4_0.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedError, match="GGUF"):
-        open_tensor_files(files.path)
-
-
 def test_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a Hugging Face checkpoint"):
         open_tensor_files(tmp_path)

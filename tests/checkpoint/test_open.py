@@ -108,8 +108,11 @@ def test_other_paths(files: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedError, match="not a safetensors file"):
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
         open_checkpoint(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").rename(tmp_path / "model.txt")
+    with pytest.raises(UnsupportedError, match="neither a safetensors nor a GGUF file"):
+        open_checkpoint(tmp_path / "model.txt")
     files.config()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UnsupportedError, match="pickle"):

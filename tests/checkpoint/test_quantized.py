@@ -11,12 +11,15 @@ import pytest
 from checkpoints import VOCAB_SIZE, write_tokenizer
 from packed_models import stored_matrix
 from quantised import Coded, awq_gemm, check_equal, compressed, gptq, hqq, random_coded
+from reference_forward import relative_rms
 from safetensors.numpy import load_file, save_file
 
 from tmac_llm import quantize
 from tmac_llm.checkpoint import CodedWeight, open_checkpoint
 from tmac_llm.convert import convert
 from tmac_llm.errors import CheckpointError, ConvertError, PackedModelError, TmacError, UnsupportedError
+from tmac_llm.load import load_decoder
+from tmac_llm.model.kv_cache import KVCache
 from tmac_llm.packed.container import PackedModel
 from tmac_llm.packed.writer import PackedWriter, TensorSpec
 
@@ -163,16 +166,43 @@ def test_bitdistiller(maker: Maker, bits: int) -> None:
                 np.testing.assert_array_equal(found[row, begin : begin + 32], (code - zero) * scale)
 
 
-def test_a_quantised_output_head(maker: Maker) -> None:
+def test_a_quantised_output_head(maker: Maker, tmp_path: Path) -> None:
+    """GPTQ with lm_head true: kept as codes."""
     maker.write(v1, GPTQ)
+    config = open_checkpoint(maker.save(GPTQ)).config
+    shape = (config.vocab_size, config.hidden_size)
+    coded = random_coded(np.random.default_rng(5), 4, *shape, 32)
     del maker.tensors["lm_head.weight"]
-    maker.tensors |= {
-        f"lm_head.{key}": maker.tensors[f"{UP}.{key}"] for key in ("qweight", "qzeros", "scales")
-    }
-    with pytest.raises(
-        UnsupportedError, match=r"lm_head\.qweight: a quantised output head.*is not supported"
-    ):
-        open_checkpoint(maker.save(GPTQ))
+    maker.tensors |= {f"lm_head.{k}": np.ascontiguousarray(t) for k, t in gptq(coded, version=1).items()}
+    path = maker.save({**GPTQ, "desc_act": False, "lm_head": True})
+    head = open_checkpoint(path).lm_head()
+    assert isinstance(head, CodedWeight)
+    check_equal(head, coded)
+    report = convert(path, tmp_path / "out")
+    packed = PackedModel.open(tmp_path / "out", verify=True)
+    codes, scales, points = coded.per_weight
+    wanted = (codes - points.astype(np.float32)) * scales.astype(np.float32)
+    np.testing.assert_array_equal(stored_matrix(packed, "lm_head"), wanted)
+    assert next(m for m in report.matrices if m.name == "lm_head").origin == "kept"
+    assert packed.quantization["head_bits"] == 4
+    ids = np.arange(9)
+    decoder = load_decoder(packed)
+    logits = decoder.forward(ids, KVCache(decoder.config, 20), "all")
+    convert(path, tmp_path / "float", bits=16, force=True)
+    reference = load_decoder(PackedModel.open(tmp_path / "float"))
+    assert relative_rms(logits, reference.forward(ids, KVCache(decoder.config, 20), "all")) < 5e-2
+    requantised = convert(path, tmp_path / "eight", head_bits=8)
+    last = requantised.matrices[-1]
+    assert (last.name, last.bits, last.origin) == ("lm_head", 8, "requantised")
+    assert 0 < last.relative_rms < 0.02
+
+
+def test_a_quantised_output_head_of_another_kind(files: Any, tensors: Any) -> None:
+    stored = tensors()
+    del stored["lm_head.weight"]
+    stored["lm_head.qweight"] = np.zeros((4, 40), np.int32)
+    with pytest.raises(UnsupportedError, match=r"lm_head\.qweight"):
+        open_checkpoint(files.write(stored))
 
 
 def test_tensors_of_another_format_than_the_settings_say(maker: Maker) -> None:

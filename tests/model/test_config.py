@@ -183,7 +183,6 @@ UNSUPPORTED = [
     ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "rope_parameters", "supported"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method", "'fp8'"),
     ({"quantization_config": {"load_in_4bit": True}}, "quantization_config.quant_method", "nothing"),
-    ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm", "True"),
     ({"model_type": "bitnet"}, "quantization_config", "bitnet"),
     ({"weight_bits": 2}, "weight_bits", "2"),
     ({"weight_bits": 1, "input_bits": 4}, "input_bits", "4"),
@@ -313,3 +312,18 @@ def test_any_rope_gives_a_config_or_one_line(rope: dict[str, Any]) -> None:
 def test_not_an_object() -> None:
     with pytest.raises(CheckpointError, match="expected an object"):
         ModelConfig.from_dict([])  # type: ignore[arg-type]
+
+
+def test_norms_inside_linears():
+    def eps(**quantization):
+        return ModelConfig.from_dict({**LLAMA, "quantization_config": quantization}).linear_norm_eps
+
+    assert eps(quant_method="bitnet", use_rms_norm=True) == 1e-6
+    assert eps(quant_method="bitnet", use_rms_norm=True, rms_norm_eps=1e-4) == 1e-4
+    assert eps(quant_method="bitnet", use_rms_norm=False, rms_norm_eps=1e-4) is None
+    assert eps(quant_method="gptq", use_rms_norm=True) is None
+    packed = {"quant_method": "tmac", "int8_activations": True, "sub_norms": False}
+    assert eps(**packed) is None
+    assert eps(**packed, linear_norm_eps=1e-5) == 1e-5
+    with pytest.raises(CheckpointError, match="use_rms_norm must be true or false"):
+        eps(quant_method="bitnet", use_rms_norm="yes")

@@ -29,6 +29,7 @@ from tmac_llm.errors import CheckpointError
 from tmac_llm.model.fields import Fields
 
 BITS = 4
+_VERSIONS = ("gemm", "gemv")
 
 
 class Awq(CodedEncoding):
@@ -106,7 +107,12 @@ def awq(quantization: Mapping[str, Any], where: str, files: TensorFiles, notes: 
     version = "gemm"
     if fields.has("version"):
         choice = Fields({**quantization, "version": str(quantization["version"]).lower()}, where)
-        version = choice.choice("version", ("gemm", "gemv"))
+        if choice.d["version"] not in _VERSIONS:
+            raise choice.unsupported(
+                "version",
+                f"{', '.join(_VERSIONS)}; save it again as one of them, or convert the unquantised original",
+            )
+        version = choice.choice("version", _VERSIONS)
     group_size = group_size_of(fields, "group_size" if fields.has("group_size") else "q_group_size")
     said = f"version {version}" if fields.has("version") else "no version: gemm"
     return Awq(files, notes, group_size, version == "gemv", f"AWQ ({said})")

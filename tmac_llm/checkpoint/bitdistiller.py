@@ -24,6 +24,8 @@ class BitDistiller:
     code  = clamp(round(w / scale) + zero, 0, 2^bits - 1)
     """
 
+    quantised_tables = False
+
     def __init__(self, files: TensorFiles, bits: int, group_size: int) -> None:
         self._files, self._bits, self._group_size = files, bits, group_size
         groups = group_size or "a row"

@@ -25,6 +25,8 @@ class PackedBitnet:
     multiplies by weight_scale, its BitLinear divides.
     """
 
+    quantised_tables = False
+
     def __init__(self, files: TensorFiles, multiply: bool) -> None:
         self._files = files
         self._multiply = multiply
@@ -83,6 +85,8 @@ class OnlineBitnet:
 
     The mean is accumulated in double, the rest is float32 as in transformers' AutoBitLinear.
     """
+
+    quantised_tables = False
 
     def __init__(self, files: TensorFiles, description: str) -> None:
         self._files = files

@@ -26,6 +26,8 @@ class CodedEncoding:
     A subclass says which tensors a linear has (`_check_codes`) and reads them (`_codes`).
     """
 
+    quantised_tables = True
+
     def __init__(self, files: TensorFiles, notes: list[str]) -> None:
         self._files = files
         self._notes = notes

@@ -17,6 +17,8 @@ FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLO
 class DenseEncoding:
     """Every linear is a float `.weight` (out_features, in_features)."""
 
+    quantised_tables = False
+
     def __init__(self, files: TensorFiles, dtype: str) -> None:
         self._files = files
         self.description = f"dense {dtype}"

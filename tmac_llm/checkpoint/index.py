@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -17,12 +18,22 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_SHARDS = 1024
 
 
+class TensorFile(Protocol):
+    """What is needed of container.SafetensorsFile, which documents it."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    n_bytes: int
+
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]: ...
+
+
 class TensorFiles:
     """All tensors of a repository: names to header entries, and rows on demand."""
 
-    def __init__(self, files: list[SafetensorsFile]) -> None:
+    def __init__(self, files: Sequence[TensorFile]) -> None:
         """Raises CheckpointError when two files hold the same tensor."""
-        self._owner: dict[str, SafetensorsFile] = {}
+        self._owner: dict[str, TensorFile] = {}
         for file in files:
             for name in file.tensors:
                 if name in self._owner:
@@ -69,24 +80,17 @@ def open_tensor_files(path: Path) -> TensorFiles:
         raise CheckpointError(
             f"{path}: {len(single)} safetensors files but no {INDEX}; download the repository again"
         )
-    refuse_without_safetensors(
-        [p.name for pattern in (*_PICKLES, "*.gguf") for p in path.glob(pattern)], str(path)
-    )
+    refuse_pickles([p.name for pattern in _PICKLES for p in path.glob(pattern)], str(path))
     raise CheckpointError(f"{path}: no model.safetensors and no {INDEX}; expected a Hugging Face checkpoint")
 
 
-def refuse_without_safetensors(names: list[str], where: str) -> None:
+def refuse_pickles(names: list[str], where: str) -> None:
     """Raise UnsupportedError where `names` of files hold weights in a form that is never loaded."""
     pickles = sorted(n for n in names if n.endswith(tuple(p[1:] for p in _PICKLES)))
     if pickles:
         raise UnsupportedError(
             f"{where}: weights only as pickle ({pickles[0]}), which can run arbitrary code when loaded;"
             " use a repository with safetensors, or convert it with transformers' save_pretrained"
-        )
-    ggufs = sorted(n for n in names if n.endswith(".gguf"))
-    if ggufs:
-        raise UnsupportedError(
-            f"{where}: weights only as GGUF ({ggufs[0]}), which is not supported; use the original repository"
         )
 
 

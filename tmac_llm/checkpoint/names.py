@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tmac_llm.model.config import ModelConfig
 
-EMBEDDING = "model.embed_tokens.weight"
-LM_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens"
+LM_HEAD = "lm_head"
 
 # Buffers that old versions of transformers saved by accident.
 IGNORED_SUFFIXES = (
@@ -54,6 +54,8 @@ def vector_shapes(config: ModelConfig) -> dict[str, tuple[int]]:
     vectors = {
         f"model.layers.{i}.{n}": s for i in range(config.num_hidden_layers) for n, s in of_layer.items()
     }
+    if config.linear_norm_eps is not None:
+        vectors |= {f"{n}.rms_norm.weight": (shape[1],) for n, shape in linear_shapes(config).items()}
     vectors |= {f"{n}.bias": (shape[0],) for n, shape in linear_shapes(config).items() if has_bias(config, n)}
     return vectors | {"model.norm.weight": hidden}
 

@@ -1,9 +1,10 @@
-"""Opens a Hugging Face checkpoint: finds its encoding and checks every header entry against config.json."""
+"""Opens a checkpoint: finds its encoding and checks every header entry against its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,22 @@ from numpy.typing import NDArray
 
 from tmac_llm.checkpoint import names
 from tmac_llm.checkpoint.bitnet import OnlineBitnet, PackedBitnet
-from tmac_llm.checkpoint.dense import DenseEncoding, check_float, dense_weight
+from tmac_llm.checkpoint.dense import FLOATS, DenseEncoding, check_float, dense_weight
 from tmac_llm.checkpoint.files import read_json
+from tmac_llm.checkpoint.gguf import source as gguf
 from tmac_llm.checkpoint.index import TensorFiles, open_tensor_files
 from tmac_llm.checkpoint.quantized import METHODS, old_settings, quantized, unlabelled
 from tmac_llm.checkpoint.ternary import DenseTernary, looks_ternary
-from tmac_llm.checkpoint.weights import DenseWeight, Encoding, Weight, check_finite, row_blocks, to_float32
+from tmac_llm.checkpoint.weights import (
+    CodedRows,
+    CodedWeight,
+    DenseWeight,
+    Encoding,
+    Weight,
+    check_finite,
+    row_blocks,
+    to_float32,
+)
 from tmac_llm.errors import CheckpointError, UnsupportedError
 from tmac_llm.model.config import ModelConfig, is_1bitllm, quantization_config
 from tmac_llm.model.fields import show
@@ -38,6 +49,7 @@ class Checkpoint:
 
     `config` and `raw_config` (the config.json) have tie_word_embeddings set to what the tensors say. `format`
     names the encoding found, `notes` what was decided that a user should know; reading a linear may add some.
+    `metadata`: of a GGUF file, where tokenizer and chat template are; None for other checkpoints.
     """
 
     def __init__(
@@ -45,22 +57,22 @@ class Checkpoint:
         path: Path,
         files: TensorFiles,
         raw_config: dict[str, Any],
-        quantization: Mapping[str, Any] | None = None,
+        encoding: Callable[[dict[str, tuple[int, int]], list[str]], Encoding],
     ) -> None:
-        """quantization: how the weights are quantised, if they are. Raises as `open_checkpoint`; use that."""
+        """encoding: makes that of the linears, from their shapes and the notes. Use `open_checkpoint`."""
         self.path = path
         self.notes: list[str] = []
+        self.metadata: dict[str, Any] | None = None
         self._files = files
         self.n_bytes = files.n_bytes
         config = ModelConfig.from_dict(raw_config)
         self._linears = names.linear_shapes(config)
-        self._encoding = _encoding(raw_config, quantization, files, self._linears, self.notes)
+        self._encoding = encoding(self._linears, self.notes)
         self._vectors = self._check_vectors(config)
         used = set(self._vectors.values())
         for name, shape in self._linears.items():
             used.update(self._encoding.check(name, shape))
-        self._embedding, self._head = self._find_embedding(config)
-        used.update({names.EMBEDDING, names.LM_HEAD})
+        self._embedding, self._head = self._find_tables(config, used)
         _refuse_unknown(
             [n for n in files.names() if n not in used and not n.endswith(names.IGNORED_SUFFIXES)]
         )
@@ -71,8 +83,8 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """The modules with a weight matrix, in order: embedding, linears, lm_head unless tied."""
-        head = [] if self._head is None else ["lm_head"]
-        return ["model.embed_tokens", *self._linears, *head]
+        head = [] if self._head is None else [names.LM_HEAD]
+        return [names.EMBEDDING, *self._linears, *head]
 
     def linear(self, name: str) -> Weight:
         """The weights of a linear by module name, such as "model.layers.0.mlp.up_proj".
@@ -102,11 +114,11 @@ class Checkpoint:
         check_finite(vector, f"{self._files.file_name(stored)}: tensor {stored}")
         return to_float32(vector)
 
-    def embedding(self) -> DenseWeight:
+    def embedding(self) -> Weight:
         """The token embedding, shape (vocab_size, hidden_size)."""
         return self._embedding
 
-    def lm_head(self) -> DenseWeight | None:
+    def lm_head(self) -> Weight | None:
         """The output matrix, shape (vocab_size, hidden_size), or None when it is the embedding."""
         return self._head
 
@@ -119,26 +131,25 @@ class Checkpoint:
             check_float(self._files, stored[name], shape)
         return stored
 
-    def _find_embedding(self, config: ModelConfig) -> tuple[DenseWeight, DenseWeight | None]:
-        """(embedding, lm_head or None when tied).
+    def _find_tables(self, config: ModelConfig, used: set[str]) -> tuple[Weight, Weight | None]:
+        """(embedding, lm_head or None when tied); adds the names of their tensors to `used`.
 
         One matrix alone serves as both. Where both are stored although the configuration ties them, differing
         contents win over the flag, as in transformers 5.
         """
-        found = [name for name in (names.EMBEDDING, names.LM_HEAD) if name in self._files]
-        for suffix, kind in _FOREIGN_SUFFIXES.items():
-            if f"lm_head{suffix}" in self._files:
-                raise UnsupportedError(
-                    f"tensor lm_head{suffix}: a quantised output head ({kind}) is not supported; supported: lm_head in"
-                    " float; convert the unquantised original of this model instead"
-                )
-        for name in found or [names.EMBEDDING]:
-            check_float(self._files, name, (config.vocab_size, config.hidden_size))
-        weights = [dense_weight(self._files, name) for name in found]
+        shape = (config.vocab_size, config.hidden_size)
+        found = {
+            name: self._table(name, shape, used)
+            for name in (names.EMBEDDING, names.LM_HEAD)
+            if any(tensor.startswith(f"{name}.") for tensor in self._files.names())
+        }
+        if not found:
+            check_float(self._files, f"{names.EMBEDDING}.weight", shape)
+        weights = list(found.values())
         if len(weights) == 1:
             if not config.tie_word_embeddings:
                 self.notes.append(
-                    f"config.json does not tie the embedding but only {found[0]} is stored: tied"
+                    f"config.json does not tie the embedding but only {next(iter(found))}.weight is stored: tied"
                 )
             return weights[0], None
         embedding, head = weights
@@ -150,9 +161,23 @@ class Checkpoint:
             )
         return embedding, head
 
+    def _table(self, name: str, shape: tuple[int, int], used: set[str]) -> Weight:
+        """Embedding or output head: float, or of the encoding of the linears where that has such tables."""
+        tensor = f"{name}.weight"
+        if tensor in self._files and self._files.info(tensor).dtype in FLOATS:
+            check_float(self._files, tensor, shape)
+            used.add(tensor)
+            return dense_weight(self._files, tensor)
+        if not self._encoding.quantised_tables:
+            _refuse_quantised_table(name, self._files)
+            check_float(self._files, tensor, shape)
+        used.update(self._encoding.check(name, shape))
+        return self._encoding.linear(name, shape, None)
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a directory with config.json and safetensors, or one safetensors file with config.json beside it.
+    """Open a directory with config.json and safetensors, one safetensors file with config.json beside it, or a GGUF
+    file, or a directory with the GGUF files of one model.
 
     Reads headers, a few rows and GPTQ's zero points. Raises CheckpointError for damaged or contradictory files and
     UnsupportedError for formats and architectures outside this package, each naming what was found.
@@ -160,17 +185,33 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
+    if path.suffix == gguf.SUFFIX and not path.is_dir():
+        return _open_gguf(path)
     if path.is_file() and path.suffix != ".safetensors":
         raise UnsupportedError(
-            f"{path}: not a safetensors file; give a Hugging Face directory,"
-            " or a .safetensors file with its config.json beside it"
+            f"{path}: neither a safetensors nor a GGUF file; give a Hugging Face directory,"
+            " a .safetensors file with its config.json beside it, or a .gguf file"
         )
+    if path.is_dir() and (chosen := gguf.only_model(path)):
+        return _open_gguf(chosen)
     directory = path if path.is_dir() else path.parent
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json; expected a Hugging Face checkpoint")
     raw_config = read_json(directory / "config.json")
-    quantization = _quantization(raw_config, directory)
-    return Checkpoint(path, open_tensor_files(path), raw_config, quantization)
+    quantization, files = _quantization(raw_config, directory), open_tensor_files(path)
+    return Checkpoint(path, files, raw_config, partial(_encoding, raw_config, quantization, files))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file; what it lacks of a config.json is told as lacking in its metadata."""
+    source = gguf.open_source(path)
+    try:
+        checkpoint = Checkpoint(path, source.files, source.raw_config, source.encoding)
+    except CheckpointError as error:
+        text = str(error).replace("config.json", "the metadata")
+        raise type(error)(text if path.name in text else f"{path.name}: {text}") from None
+    checkpoint.metadata = source.metadata
+    return checkpoint
 
 
 def _quantization(raw_config: Mapping[str, Any], directory: Path) -> Mapping[str, Any] | None:
@@ -285,10 +326,30 @@ def _refuse_unknown(tensors: list[str]) -> None:
         )
 
 
-def _equal(a: DenseWeight, b: DenseWeight) -> bool:
-    if a.dtype != b.dtype:
+def _refuse_quantised_table(name: str, files: TensorFiles) -> None:
+    for suffix, kind in _FOREIGN_SUFFIXES.items():
+        if f"{name}{suffix}" in files:
+            raise UnsupportedError(
+                f"tensor {name}{suffix}: a table quantised as {kind} beside linears of another kind is not supported;"
+                f" supported: {name} in float; convert the unquantised original of this model instead"
+            )
+
+
+def _equal(a: Weight, b: Weight) -> bool:
+    """Whether two matrices of one shape have the same stored values."""
+    if type(a) is not type(b) or _stored_form(a) != _stored_form(b):
         return False
-    return all(
-        np.array_equal(a.rows(i, j).view(np.uint8), b.rows(i, j).view(np.uint8))
-        for i, j in row_blocks(a.shape)
-    )
+    return all(_same_bytes(a.rows(i, j), b.rows(i, j)) for i, j in row_blocks(a.shape))
+
+
+def _stored_form(weight: Weight) -> object:
+    if isinstance(weight, DenseWeight):
+        return weight.dtype
+    return (weight.bits, weight.group_size, weight.zero) if isinstance(weight, CodedWeight) else None
+
+
+def _same_bytes(a: Any, b: Any) -> bool:
+    if isinstance(a, CodedRows):
+        pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros))
+        return all(np.array_equal(x, y) for x, y in pairs if x is not None)
+    return np.array_equal(a.view(np.uint8), b.view(np.uint8))

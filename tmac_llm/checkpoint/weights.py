@@ -25,13 +25,15 @@ class DenseWeight:
 
     `rows(begin, end)` reads rows as a new (end - begin, k) array of `dtype`: float32, float16 or
     ml_dtypes.bfloat16, as the file has them. It raises CheckpointError for NaN and infinity.
-    `bias` is float32 (m,) or None.
+    `bias` is float32 (m,) or None. `stored_bits`: where the file has codes of which these are the values, the bits
+    that keep them well; None where it has floats.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     rows: Callable[[int, int], NDArray[Any]]
     bias: NDArray[np.float32] | None = None
+    stored_bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,15 @@ class CodedRows:
     """Some rows of a CodedWeight.
 
     codes: uint8 (n, k). scales, and zeros where each group has its own: float16 (n, ceil(k / group_size)), or
-    float32 (n,) where group_size is 0.
+    float32 (n,) where group_size is 0. power: the sum of squares of the weights in the file, and error: of their
+    differences to these; both 0 where there is none.
     """
 
     codes: NDArray[np.uint8]
     scales: NDArray[Any]
     zeros: NDArray[Any] | None
+    power: float = 0.0
+    error: float = 0.0
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -89,6 +94,9 @@ Weight = DenseWeight | TernaryWeight | CodedWeight
 
 class Encoding(Protocol):
     """How one checkpoint stores its linears."""
+
+    # Whether embedding and output head may be codes too.
+    quantised_tables: bool
 
     @property
     def description(self) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A Hub id such as org/model, or a local directory.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hub id such as org/model, a local directory, or a .gguf file.")
+    ],
     out: Annotated[
         Path | None, typer.Argument(help="Directory to write. Default: the local store.", show_default=False)
     ] = None,
@@ -52,6 +54,10 @@ def convert(
     symmetric: Annotated[
         bool, typer.Option("--symmetric", help="No zero points: 16 bits less per group, larger error.")
     ] = False,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", help="Which of several GGUF files of the source.", show_default=False),
+    ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
@@ -97,6 +103,7 @@ def convert(
         group_size=group_size,
         head_bits=head_bits,
         symmetric=symmetric,
+        file=file,
         revision=revision,
         token=token,
         force=force,
@@ -104,7 +111,7 @@ def convert(
     )
     show_report(report, dry_run=dry_run)
     if text is not None:
-        show_price(report, source, text, group_size=group_size, revision=revision, token=token)
+        show_price(report, source, text, group_size=group_size, file=file, revision=revision, token=token)
     console.out(f"{report.path}\n")
 
 
@@ -151,6 +158,8 @@ def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     )
     if dry_run:
         return
+    for line in _added_errors(report):
+        console.note(line)
     if report.gain is not None:
         console.note(
             f"scale search {report.gain:.1%} less squared error than min-max rounding; NMSE {report.nmse:.2e}"
@@ -158,3 +167,16 @@ def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     console.note(
         f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}"
     )
+
+
+def _added_errors(report: ConvertReport) -> list[str]:
+    """What codes lost that were not kept exactly: a line for each kind of matrix and bits; config.json has each."""
+    kinds: dict[tuple[str, str, int], list[float]] = {}
+    for m in report.matrices:
+        if m.origin != "float" and m.relative_rms:
+            kinds.setdefault((m.origin, m.name.rpartition(".")[2], m.bits), []).append(m.relative_rms)
+    return [
+        f"{origin:<12}{name}: {bits} bits in {len(errors)} {'matrices' if errors[1:] else 'matrix'},"
+        f" relative RMS error up to {max(errors):.1e}"
+        for (origin, name, bits), errors in kinds.items()
+    ]

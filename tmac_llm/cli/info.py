@@ -35,13 +35,26 @@ def info(
     if verify:
         facts["verified"] = "all files match their SHA-256"
     if as_json:
+        facts["added_error_by_matrix"] = packed.quantization.get("relative_rms") or {}
         console.out(json.dumps(facts, indent=2) + "\n")
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.out(
-            f"{name.replace('_', ' '):<{width}}  {console.size(value) if name == 'size' else value}\n"
-        )
+        console.out(f"{name.replace('_', ' '):<{width}}  {_text(name, value)}\n")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "-"
+    return console.size(value) if name == "size" else str(value)
+
+
+def _added_error(errors: dict[str, float]) -> str:
+    """What the conversion changed, over all matrices."""
+    if not errors:
+        return "none: all weights are the source's"
+    low, high = min(errors.values()), max(errors.values())
+    return f"relative RMS {low:.1e} to {high:.1e} in {len(errors)} matrices (--json lists them)"
 
 
 def _facts(packed: PackedModel) -> dict[str, Any]:
@@ -57,10 +70,12 @@ def _facts(packed: PackedModel) -> dict[str, Any]:
         "size": packed.n_bytes,
         "architecture": config.model_type,
         "source": quantization["source_format"],
+        "found": list(quantization.get("source_notes") or []),
         "bits": quantization["bits"],
         "bits_per_weight": round(packed.bits_per_weight, 3),
         "group_size": quantization["group_size"] or "one scale per row",
         "head_bits": quantization["head_bits"],
+        "added_error": _added_error(quantization.get("relative_rms") or {}),
         "activations": "int8 per token, lossless" if config.int8_activations else "float, int8 tables",
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,

@@ -6,7 +6,8 @@ Knows how to lay out the table; tmac_llm.store and tmac_llm.resources know the m
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -32,7 +33,12 @@ def list_models(
 
         console.note(f"no models in {store.home()} yet; `tmac-llm convert MODEL-ID` adds one")
         return
-    _table(rows)
+    _table([{name: row[name] for name in row if name not in ("assumed", "notes")} for row in rows])
+    for row in rows if known else ():
+        for note in cast(list[str], row["notes"]):
+            console.out(f"{row['name']}: {note}\n")
+    if known:
+        console.note("* partly assumed: not published, a checkpoint says it itself")
 
 
 def _store_rows() -> list[dict[str, object]]:
@@ -52,7 +58,27 @@ def _store_rows() -> list[dict[str, object]]:
 def _known_rows() -> list[dict[str, object]]:
     from tmac_llm import resources
 
-    return [{"name": m.name, "repo_id": m.repo_id} for m in resources.known_models().values()]
+    return [
+        {
+            "name": m.name,
+            "repo_id": m.repo_id,
+            "shape": _shape(m.config) + ("*" if m.assumed else ""),
+            "chat": m.chat or "none: a base model",
+            "stop_ids": m.stop_ids,
+            "assumed": m.assumed,
+            "notes": m.notes,
+        }
+        for m in resources.known_models().values()
+    ]
+
+
+def _shape(config: Mapping[str, Any]) -> str:
+    """Layers, hidden and intermediate size, heads and key/value heads, vocabulary."""
+    heads = config["num_attention_heads"]
+    return (
+        f"{config['num_hidden_layers']} x {config['hidden_size']}/{config['intermediate_size']}"
+        f" {heads}:{config.get('num_key_value_heads', heads)} v{config['vocab_size']}"
+    )
 
 
 def _table(rows: list[dict[str, object]]) -> None:
@@ -66,4 +92,6 @@ def _table(rows: list[dict[str, object]]) -> None:
 
 
 def _cell(name: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "of the repository"
     return console.size(float(str(value))) if name == "size" else str(value)

@@ -36,6 +36,8 @@ def packed_path(model: str | None) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path if _is_packed(path) else _convert_once(model)
+    if path.suffix == ".gguf" and path.is_file():
+        return _convert_once(model)
     if store.matches(model):
         return store.resolve(model)
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):

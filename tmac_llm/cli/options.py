@@ -27,8 +27,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="A packed directory, a name from `tmac-llm list`, or a source (Hub id or directory) that is "
-        "converted on first use. Default: the storyteller that comes with tmac-llm.",
+        help="A packed directory, a name from `tmac-llm list`, or a source (Hub id, directory or .gguf file) that "
+        "is converted on first use. Default: the storyteller that comes with tmac-llm.",
         envvar="TMAC_MODEL",
         show_default=False,
     ),

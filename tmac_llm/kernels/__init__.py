@@ -4,7 +4,7 @@ The only package that imports the native module. Knows matrices and threads, nev
 """
 
 from tmac_llm.kernels.library import IsaInfo, init, isa_selected, isas, n_threads, set_threads
-from tmac_llm.kernels.matrix import Matrix, Tables
+from tmac_llm.kernels.matrix import Matrix, Tables, memory_size
 from tmac_llm.kernels.packing import dequantize_rows, pack, pack_rows, unpack
 from tmac_llm.kernels.quantizing import Quantized, quantize
 from tmac_llm.kernels.shape import Encoding, MatrixShape
@@ -20,6 +20,7 @@ __all__ = [
     "init",
     "isa_selected",
     "isas",
+    "memory_size",
     "n_threads",
     "pack",
     "pack_rows",

@@ -132,6 +132,14 @@ class Matrix:
         return (handle, pointer(x), _TYPES[x.dtype], _ld(x), scales, n, _TABLES[tables], y, _ld(out))
 
 
+def memory_size(shape: MatrixShape) -> int:
+    """Bytes that a Matrix of this shape holds with the running instruction set."""
+    ensure_initialised()
+    size = int(lib.tmac_memory_size(shape.c))
+    check(size, "memory_size")
+    return size
+
+
 def _check_rows(what: str, array: object, dtypes: tuple[np.dtype[Any], ...], width: int) -> None:
     """Raise KernelError unless `array` is (width,) or (n, width), of such a dtype, contiguous within rows."""
     names = " or ".join(d.name for d in dtypes)

@@ -20,13 +20,14 @@ _TYPES = {
 
 
 class Quantized(NamedTuple):
-    """What `kernels.pack` takes, and the summed squared error of plain min-max rounding and of the search."""
+    """What `kernels.pack` takes, and summed squares: errors of plain min-max rounding and of the search, weights."""
 
     codes: npt.NDArray[np.uint8]  # (rows, k)
     scales: npt.NDArray[np.float16]  # (rows, n_groups)
     zeros: npt.NDArray[np.float16] | None  # (rows, n_groups)
     error_minmax: float
     error_search: float
+    power: float
 
 
 def quantize(
@@ -50,7 +51,7 @@ def quantize(
     codes = np.empty((m, k), np.uint8)
     scales = np.empty((m, shape.n_groups), np.float16)
     zero_points = np.empty((m, shape.n_groups), np.float16) if zeros else None
-    errors = np.zeros(2)
+    errors = np.zeros(3)
     ensure_initialised()
     status = lib.tmac_quantize(
         shape.c,
@@ -63,7 +64,7 @@ def quantize(
         ffi.cast("double *", errors.ctypes.data),
     )
     check(status, "quantize")
-    return Quantized(codes, scales, zero_points, float(errors[0]), float(errors[1]))
+    return Quantized(codes, scales, zero_points, *errors.tolist())
 
 
 def _describe(value: object) -> str:

@@ -11,7 +11,8 @@ from tmac_llm.model.fields import Fields, show
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 HIDDEN_ACTS = ("silu", "relu2", "relu")
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+# "divided" is our own: `divisors` holds what each frequency is divided by, as GGUF files do.
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "divided")
 # BitNet is a way to compute, "tmac" says in its own fields whether it is one; the others store Llamas.
 QUANT_METHODS = (
     "bitnet",
@@ -72,6 +73,7 @@ _ROPE_KEYS = {
     "truncate",
     "partial_rotary_factor",
     "finetuned",
+    "divisors",
 }
 
 
@@ -81,6 +83,7 @@ class RopeConfig:
 
     `original_max_position_embeddings` is set for dynamic, llama3 and yarn (dynamic: the model's
     max_position_embeddings). `attention_factor` None means: derive it from factor, mscale, mscale_all_dim.
+    `divisors`, for divided: one of each rotated pair.
     """
 
     rope_type: str = "default"
@@ -96,6 +99,7 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     partial_rotary_factor: float = 1.0
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class ModelConfig:
 
     `int8_activations`: the input of every linear inside the layers is quantised to int8 per token (BitNet).
     `sub_norms`: an RMSNorm before o_proj (hidden_size) and one before down_proj (intermediate_size).
+    `linear_norm_eps`: where every linear normalises its own input by an RMSNorm of its own, the eps of those.
     `qk_norm`: an RMSNorm of shape (head_dim,) on each head of q and k, before the rotation.
     `o_bias` and `qkv_bias` are separate because Qwen2 has biases on q, k, v only.
     """
@@ -130,6 +135,7 @@ class ModelConfig:
     int8_activations: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    linear_norm_eps: float | None = None
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> ModelConfig:
@@ -181,6 +187,7 @@ class ModelConfig:
             int8_activations=int8_activations,
             bos_token_id=fields.token_ids("bos_token_id")[0] if fields.has("bos_token_id") else None,
             eos_token_ids=fields.token_ids("eos_token_id") if fields.has("eos_token_id") else (),
+            linear_norm_eps=_linear_norm_eps(fields),
         )
 
 
@@ -228,8 +235,6 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
             if model_type == "bitnet":
                 raise quant.unsupported("quant_method", "bitnet for model_type bitnet")
             return False, False
-        if quant.boolean("use_rms_norm"):
-            raise quant.unsupported("use_rms_norm", "false (one extra norm per linear is not computed)")
         return True, model_type == "bitnet"
     if is_1bitllm(fields.d):
         for key, bits in (("weight_bits", 1), ("input_bits", 8)):
@@ -242,6 +247,16 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
             " take the config.json of the original repository"
         )
     return False, False
+
+
+def _linear_norm_eps(fields: Fields) -> float | None:
+    """Of the norms inside the linears (transformers' BitLinear with use_rms_norm), None where there are none."""
+    quant = Fields(quantization_config(fields.d) or {}, "quantization_config.")
+    if quant.d.get("quant_method") == "tmac":
+        return quant.optional_number("linear_norm_eps")
+    if quant.d.get("quant_method") != "bitnet" or not quant.boolean("use_rms_norm"):
+        return None
+    return quant.number("rms_norm_eps", default=1e-6)
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
@@ -316,6 +331,10 @@ def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeC
         )
     if kind == "default":
         return RopeConfig(theta=theta, partial_rotary_factor=partial)
+    if kind == "divided":
+        return RopeConfig(
+            kind, theta, partial_rotary_factor=partial, divisors=_divisors(rope, head_dim, partial)
+        )
     original: int | None = None
     if kind == "dynamic":
         original = context
@@ -342,6 +361,17 @@ def _rope(fields: Fields, model_type: str, context: int, head_dim: int) -> RopeC
     if kind == "llama3" and config.high_freq_factor <= config.low_freq_factor:
         raise rope.bad("high_freq_factor", f"greater than low_freq_factor ({config.low_freq_factor:g})")
     return config
+
+
+def _divisors(rope: Fields, head_dim: int, partial: float) -> tuple[float, ...]:
+    value, n_pairs = rope.d.get("divisors"), int(head_dim * partial) // 2
+    if (
+        not isinstance(value, list)
+        or len(value) != n_pairs
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) and 1e-6 < v < 1e6 for v in value)
+    ):
+        raise rope.bad("divisors", f"a list of {n_pairs} positive numbers")
+    return tuple(float(v) for v in value)
 
 
 def _rope_fields(fields: Fields) -> Fields:

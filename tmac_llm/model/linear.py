@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tmac_llm.kernels import Matrix, Tables
 from tmac_llm.model import parallel
+from tmac_llm.model.norm import RMSNorm
 
 Floats = npt.NDArray[np.float32]
 
@@ -126,6 +127,21 @@ class PermutedLinear:
         if len(self._x) != len(x):
             self._x = np.empty((len(x), self.k), np.float32)
         np.take(x, self._perm, axis=1, out=self._x, mode="clip")  # the other modes copy `out`
+        return self._linear(self._x, out)
+
+
+class NormedLinear:
+    """A linear that normalises its input first, by a norm of its own."""
+
+    def __init__(self, norm: RMSNorm, linear: Linear) -> None:
+        self.m, self.k = linear.m, linear.k
+        self._norm, self._linear = norm, linear
+        self._x = np.empty((0, self.k), np.float32)
+
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        if len(self._x) != len(x):
+            self._x = np.empty((len(x), self.k), np.float32)
+        self._norm(x, self._x)
         return self._linear(self._x, out)
 
 

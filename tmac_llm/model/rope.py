@@ -98,6 +98,8 @@ def inverse_frequencies(rope: RopeConfig, rotary: int, length: int = 0) -> tuple
             return _llama3(rope, plain), 1.0
         case "yarn":
             return _yarn(rope, rotary, plain), _yarn_scaling(rope)
+        case "divided":
+            return (plain / np.array(rope.divisors, np.float32)).astype(np.float32), 1.0
     raise AssertionError(rope.rope_type)
 
 

@@ -5,8 +5,10 @@ Format, version 1. A directory of plain files:
     config.json         the fields of the source's Hugging Face config.json, and `quantization_config`:
         quant_method "tmac", format_version 1, layout_version 2, tile {geometry of tiles.py},
         bits (16: float), group_size, head_bits (embedding and output head), symmetric,
-        int8_activations, sub_norms (how a decoder runs it: model/config.py),
-        source, source_format (what it was made from, for people),
+        int8_activations, sub_norms, linear_norm_eps (how a decoder runs it: model/config.py),
+        source, source_format, source_notes (what it was made from and how that was decided, for people),
+        relative_rms {matrix: rms(stored - source) / rms(source)}, without the exact ones; requantised [matrix]: those
+            whose codes in the source are not kept,
         matrices {name: {m, k, bits, group_size, has_zeros, zero, encoding}}: tmac_shape of csrc/include/tmac.h;
             layout_version 1, read too, has no encoding: planes
     model.safetensors   or model-0000I-of-0000N.safetensors of at most 4 GB and model.safetensors.index.json
@@ -19,7 +21,7 @@ Tensors; names.py says which a model has:
     <matrix>.weight  F32, F16 or BF16 (m, k), for a matrix kept in float
     <matrix>.perm    I32 (k,), where the columns are in another order: column j is for input perm[j]
     <matrix>.bias    F32 (m,), where the layer has one
-    <norm>.weight    F32 (length,)
+    <norm>.weight    F32 (length,); with linear_norm_eps also <matrix>.rms_norm.weight, and then no matrix is fused
 
 q, k, v are one matrix qkv_proj and gate, up one gate_up_proj, rows stacked in that order, unless their
 encodings or orders differ. lm_head is absent where it is tied to the embedding. Tiles come first, then F32, I32
@@ -152,6 +154,8 @@ class PackedModel:
         for group in names.linear_groups(self.config):
             fused = group.fused.name
             is_fused = fused in self._shapes or self.has(f"{fused}.weight") or len(group.parts) == 1
+            if is_fused and len(group.parts) > 1 and self.config.linear_norm_eps:
+                raise self._damaged(f"{fused}: linears with norms of their own cannot be one matrix")
             for linear in (group.fused,) if is_fused else group.parts:
                 expected |= self._check_linear(linear)
         for name, length in names.norms(self.config).items():

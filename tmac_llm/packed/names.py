@@ -23,7 +23,10 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class LinearGroup:
-    """Linear layers of one input: stored as one matrix of their stacked rows, `fused`, or each by itself."""
+    """Linear layers of one input: stored as one matrix of their stacked rows, `fused`, or each by itself.
+
+    Those with norms of their own are always stored each by itself: their inputs differ.
+    """
 
     fused: Linear
     parts: tuple[Linear, ...]
@@ -64,6 +67,9 @@ def norms(config: ModelConfig) -> dict[str, int]:
         if config.sub_norms:
             lengths[f"{layer}.self_attn.attn_sub_norm.weight"] = heads
             lengths[f"{layer}.mlp.ffn_sub_norm.weight"] = config.intermediate_size
+    if config.linear_norm_eps is not None:
+        for group in linear_groups(config):
+            lengths |= {f"{part.name}.rms_norm.weight": part.k for part in group.parts}
     lengths["model.norm.weight"] = config.hidden_size
     return lengths
 

@@ -200,4 +200,10 @@ void tmac_lut_gemv_avx2(const tmac_shape *shape, const uint8_t *weights, const t
                         int32_t block_end, float *y);
 void tmac_lut_gemm_avx2(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                         int32_t block_end, int32_t segment_begin, int32_t segment_end, float *y, int64_t ldy);
+void tmac_ternary_build_avx2(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
+                             const tmac_lut *lut);
+void tmac_ternary_gemv_avx2(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
+                            int32_t block_begin, int32_t block_end, float *y);
+void tmac_ternary_gemm_avx2(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
+                            int32_t block_begin, int32_t block_end, void *scratch, float *y, int64_t ldy);
 #endif

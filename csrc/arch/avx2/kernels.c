@@ -1,6 +1,6 @@
 /* The table of AVX2 kernels (with FMA and F16C). */
 #include "../../cpu.h"
-#include "avx2.h"
+#include "ternary.h"
 
 const tmac_kernels tmac_kernels_avx2 = {
     .name = "avx2",
@@ -12,8 +12,9 @@ const tmac_kernels tmac_kernels_avx2 = {
     .reorder = tmac_reorder_avx2,
     .gemv = tmac_lut_gemv_avx2,
     .gemm = tmac_lut_gemm_avx2,
-    /* Ternary matrices become two planes when they are loaded: the exact kernels above, the same integers. */
-    .ternary_build = NULL,
-    .ternary_gemv = NULL,
-    .ternary_gemm = NULL,
+    .ternary = {TRIPLE_STEP_COLUMNS, TRIPLE_STEP_BYTES, TRIPLE_STEP_TABLES, TERNARY_SCRATCH_BYTES},
+    .ternary_reorder = tmac_ternary_reorder_triples_scalar,
+    .ternary_build = tmac_ternary_build_avx2,
+    .ternary_gemv = tmac_ternary_gemv_avx2,
+    .ternary_gemm = tmac_ternary_gemm_avx2,
 };

@@ -94,5 +94,5 @@ void tmac_ternary_build_avx512(const int8_t *q, int32_t k, int32_t t, int32_t st
 void tmac_ternary_gemv_avx512(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                               int32_t block_begin, int32_t block_end, float *y);
 void tmac_ternary_gemm_avx512(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
-                              int32_t block_begin, int32_t block_end, float *y, int64_t ldy);
+                              int32_t block_begin, int32_t block_end, void *scratch, float *y, int64_t ldy);
 #endif

@@ -8,8 +8,9 @@
 enum { GEMM_STEPS = 2 * TERNARY_PANEL_STEPS };
 
 void tmac_ternary_gemm_avx512(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
-                              int32_t block_begin, int32_t block_end, float *y, int64_t ldy)
+                              int32_t block_begin, int32_t block_end, void *scratch, float *y, int64_t ldy)
 {
+    (void)scratch;
     const int32_t steps = tmac_ternary_steps(shape), n_blocks = block_end - block_begin, n = lut->n;
     ternary_panel p = {.table_bytes = (int64_t)n * TERNARY_STEP_TABLES};
     for (int32_t begin = 0, end; begin < steps; begin = end) {

@@ -1,6 +1,6 @@
 /* The table of NEON kernels (the AArch64 baseline). */
 #include "../../cpu.h"
-#include "neon.h"
+#include "ternary.h"
 
 const tmac_kernels tmac_kernels_neon = {
     .name = "neon",
@@ -12,8 +12,9 @@ const tmac_kernels tmac_kernels_neon = {
     .reorder = tmac_reorder_neon,
     .gemv = tmac_lut_gemv_neon,
     .gemm = tmac_lut_gemm_neon,
-    /* Ternary matrices become two planes when they are loaded: the exact kernels above, the same integers. */
-    .ternary_build = NULL,
-    .ternary_gemv = NULL,
-    .ternary_gemm = NULL,
+    .ternary = {TRIPLE_STEP_COLUMNS, TRIPLE_STEP_BYTES, TRIPLE_STEP_TABLES, 0},
+    .ternary_reorder = tmac_ternary_reorder_triples_scalar,
+    .ternary_build = tmac_ternary_build_neon,
+    .ternary_gemv = tmac_ternary_gemv_neon,
+    .ternary_gemm = tmac_ternary_gemm_neon,
 };

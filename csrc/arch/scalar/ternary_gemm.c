@@ -2,8 +2,9 @@
 #include "scalar.h"
 
 void tmac_ternary_gemm_scalar(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
-                              int32_t block_begin, int32_t block_end, float *y, int64_t ldy)
+                              int32_t block_begin, int32_t block_end, void *scratch, float *y, int64_t ldy)
 {
+    (void)scratch;
     const int32_t steps = tmac_ternary_steps(shape), row_begin = block_begin * TMAC_ROWS_PER_BLOCK;
     for (int32_t row = row_begin; row < shape->m && row < block_end * TMAC_ROWS_PER_BLOCK; row++)
         for (int32_t t = 0; t < lut->n; t++) {
