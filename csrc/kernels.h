@@ -80,7 +80,8 @@ typedef struct {
     /* Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
     void (*ternary_build)(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
                           const tmac_lut *lut);
-    /* One token, the slab of row blocks [block_begin, block_end). slab: its first byte. scales: of row 0. */
+    /* One token, the slab of row blocks [block_begin, block_end), at most TERNARY_SLAB_BLOCKS. slab: its first byte.
+     * scales: of row 0. */
     void (*ternary_gemv)(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                          int32_t block_begin, int32_t block_end, float *y);
     /* The same for n tokens. y: float32 (n, ldy). scratch: ternary.scratch_bytes, 64-byte aligned. */

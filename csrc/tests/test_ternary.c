@@ -195,6 +195,7 @@ static void test_kernels(const tmac_kernels *isa)
         test_products(isa, 1 + random_below(n > 8 ? 200 : 700), 1 + random_below(i % 4 ? 640 : 40), n, i % N_PATTERNS);
     }
     for (int n = 1; n <= 40; n += 39) test_products(isa, 44 * ROWS - 3, 160, n, 1);
+    test_products(isa, 70, 300, 97, MIXED);
     for (int pattern = LOW; pattern <= HIGH; pattern++)
         for (int i = 0; i < 4; i++) test_products(isa, 70, 2000, i % 2 ? 14 : 1, pattern);
 }

@@ -16,7 +16,7 @@ enum {
     FEW_TOKENS = 12, /* up to which tokens have tables of triples; above it lut->tables has their activations */
     FEW_AT_ONCE = 4,
     PREFETCH_BYTES = 2048,
-    TERNARY_SCRATCH_BYTES = 544 << 10
+    TERNARY_SCRATCH_BYTES = 1088 << 10
 };
 
 INLINE int32_t at_most(int32_t limit, int32_t n) { return n < limit ? n : limit; }

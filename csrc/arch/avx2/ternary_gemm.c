@@ -11,15 +11,20 @@
 enum {
     TILE_TOKENS = 2 * LANES,
     TILES = 2, /* that share the indices */
-    SCRATCH_ROWS = TERNARY_SLAB_BLOCKS * TMAC_ROWS_PER_BLOCK
+    SLAB_ROWS = TERNARY_SLAB_BLOCKS * TMAC_ROWS_PER_BLOCK
 };
 
-/* Sums of one tile, of as many rows as fit: where there are two tiles each has half of the memory. */
+/* [rows][tokens of a tile]. Halves of a slab at a time would fit the L2 cache, but their tables would be built twice:
+ * 3 to 10 % slower. */
+typedef struct {
+    int16_t words[SLAB_ROWS * TILE_TOKENS]; /* of a panel: 240 columns, at most 240 * 128 */
+    int32_t sums[SLAB_ROWS * TILE_TOKENS];  /* of the panels before */
+} tile_sums;
+
 typedef struct {
     int16_t tables[GROUPS * GROUP_SUMS * TILE_TOKENS];
-    uint8_t indices[SCRATCH_ROWS * INDICES];
-    int16_t words[SCRATCH_ROWS * TILE_TOKENS]; /* of a panel: 240 columns, at most 240 * 128 */
-    int32_t sums[SCRATCH_ROWS * TILE_TOKENS];  /* of the panels before */
+    uint8_t indices[SLAB_ROWS * INDICES];
+    tile_sums tiles[TILES];
 } gemm_scratch;
 _Static_assert(sizeof(gemm_scratch) <= TERNARY_SCRATCH_BYTES, "kernels.c says how much scratch memory there is");
 
@@ -27,8 +32,7 @@ _Static_assert(sizeof(gemm_scratch) <= TERNARY_SCRATCH_BYTES, "kernels.c says ho
 typedef struct {
     const int8_t *x[TILE_TOKENS]; /* activations of each token; those past the last are the last's again */
     int32_t token, tokens, registers;
-    int16_t *words;
-    int32_t *sums;
+    tile_sums *sums;
 } gemm_tile;
 
 /* sums += words */
@@ -70,8 +74,8 @@ INLINE void multiply_step(const gemm_tile *tile, gemm_scratch *scratch, int32_t 
     for (int32_t r = 0; r < rows; r++) {
         uint64_t index;
         memcpy(&index, scratch->indices + (int64_t)r * INDICES, sizeof index);
-        lookup_row(index, scratch->tables, (__m256i *)tile->words + (int64_t)r * registers,
-                   (__m256i *)tile->sums + (int64_t)r * registers * 2, first, last, registers);
+        lookup_row(index, scratch->tables, (__m256i *)tile->sums->words + (int64_t)r * registers,
+                   (__m256i *)tile->sums->sums + (int64_t)r * registers * 2, first, last, registers);
     }
 }
 
@@ -98,16 +102,17 @@ INLINE void transpose_sums(const int32_t *sums, int64_t stride, __m256i rows[8])
     }
 }
 
-/* The sums of `rows` rows from `row` on to y. */
+/* The sums of a tile to y. */
 static void store_tile(const gemm_tile *tile, const tmac_shape *shape, const float *scales, const tmac_lut *lut,
-                       int32_t row, int32_t rows, float *y, int64_t ldy)
+                       int32_t block_begin, int32_t block_end, float *y, int64_t ldy)
 {
+    const int32_t row = block_begin * TMAC_ROWS_PER_BLOCK, rows = (block_end - block_begin) * TMAC_ROWS_PER_BLOCK;
     const int32_t stride = tile->registers * LANES;
     for (int32_t r = 0; r < rows && row + r < shape->m; r += 8) {
         const __m256 scale = _mm256_load_ps(scales + row + r);
         for (int32_t t = 0; t < tile->tokens; t += 8) {
             __m256i values[8];
-            transpose_sums(tile->sums + (int64_t)r * stride + t, stride, values);
+            transpose_sums(tile->sums->sums + (int64_t)r * stride + t, stride, values);
             for (int32_t i = 0; i < 8 && t + i < tile->tokens; i++) {
                 const int32_t token = tile->token + t + i;
                 const __m256 value = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(values[i]));
@@ -118,50 +123,45 @@ static void store_tile(const gemm_tile *tile, const tmac_shape *shape, const flo
     }
 }
 
-/* Row blocks [begin, end) of a slab of `blocks`: the sums of all tiles. */
-static void multiply_rows(const gemm_tile *tiles, int32_t n_tiles, const uint8_t *slab, int32_t steps, int32_t blocks,
-                          int32_t begin, int32_t end, gemm_scratch *scratch)
+/* All rows of a slab for some tiles. */
+static void multiply_tiles(const gemm_tile *tiles, int32_t n_tiles, const uint8_t *slab, int32_t steps, int32_t blocks,
+                           gemm_scratch *scratch)
 {
-    const int32_t rows = (end - begin) * TMAC_ROWS_PER_BLOCK;
+    const int32_t rows = blocks * TMAC_ROWS_PER_BLOCK;
     for (int32_t i = 0; i < n_tiles; i++)
-        memset(tiles[i].sums, 0, (size_t)(rows * tiles[i].registers * LANES) * sizeof(int32_t));
+        memset(tiles[i].sums->sums, 0, (size_t)(rows * tiles[i].registers * LANES) * sizeof(int32_t));
     for (int32_t step = 0; step < steps; step++) {
         const int32_t in_panel = step % TRIPLE_PANEL_STEPS;
         const int first = in_panel == 0, last = in_panel == TRIPLE_PANEL_STEPS - 1 || step == steps - 1;
-        for (int32_t block = begin; block < end; block++)
+        for (int32_t block = 0; block < blocks; block++)
             split_step(slab + tmac_triple_offset(blocks, steps, block, step),
-                       scratch->indices + (int64_t)(block - begin) * TMAC_ROWS_PER_BLOCK * INDICES);
+                       scratch->indices + (int64_t)block * TMAC_ROWS_PER_BLOCK * INDICES);
         for (int32_t i = 0; i < n_tiles; i++)
             if (tiles[i].registers == 2) multiply_step(tiles + i, scratch, rows, step, first, last, 2);
             else multiply_step(tiles + i, scratch, rows, step, first, last, 1);
     }
 }
 
+static gemm_tile make_tile(const tmac_lut *lut, int32_t token, int32_t row_bytes, tile_sums *sums)
+{
+    gemm_tile tile = {.token = token, .tokens = at_most(TILE_TOKENS, lut->n - token), .sums = sums};
+    tile.registers = tile.tokens > LANES ? 2 : 1;
+    for (int32_t t = 0; t < TILE_TOKENS; t++)
+        tile.x[t] = lut->tables + (int64_t)(token + at_most(t, tile.tokens - 1)) * row_bytes;
+    return tile;
+}
+
 static void multiply_many(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                           int32_t block_begin, int32_t block_end, gemm_scratch *scratch, float *y, int64_t ldy)
 {
-    const int32_t steps = tmac_triple_steps(shape), blocks = block_end - block_begin;
-    const int32_t row_bytes = steps * TRIPLE_STEP_COLUMNS; /* ternary_build.c */
-    for (int32_t token = 0; token < lut->n; token += TILES * TILE_TOKENS) {
-        const int32_t n_tiles = lut->n - token > TILE_TOKENS ? 2 : 1, blocks_at_once = TERNARY_SLAB_BLOCKS / n_tiles;
+    const int32_t steps = tmac_triple_steps(shape), row_bytes = steps * TRIPLE_STEP_COLUMNS;
+    for (int32_t token = 0; token < lut->n;) {
         gemm_tile tiles[TILES];
-        for (int32_t i = 0; i < n_tiles; i++) {
-            gemm_tile *tile = tiles + i;
-            const int32_t at = i * SCRATCH_ROWS / TILES * TILE_TOKENS;
-            tile->token = token + i * TILE_TOKENS;
-            tile->tokens = at_most(TILE_TOKENS, lut->n - tile->token);
-            tile->registers = tile->tokens > LANES ? 2 : 1;
-            tile->words = scratch->words + at, tile->sums = scratch->sums + at;
-            for (int32_t t = 0; t < TILE_TOKENS; t++)
-                tile->x[t] = lut->tables + (int64_t)(tile->token + at_most(t, tile->tokens - 1)) * row_bytes;
-        }
-        for (int32_t begin = 0; begin < blocks; begin += blocks_at_once) {
-            const int32_t end = at_most(blocks, begin + blocks_at_once);
-            const int32_t row = (block_begin + begin) * TMAC_ROWS_PER_BLOCK;
-            multiply_rows(tiles, n_tiles, slab, steps, blocks, begin, end, scratch);
-            for (int32_t i = 0; i < n_tiles; i++)
-                store_tile(tiles + i, shape, scales, lut, row, (end - begin) * TMAC_ROWS_PER_BLOCK, y, ldy);
-        }
+        int32_t n = 0;
+        for (; n < TILES && token < lut->n; n++, token += TILE_TOKENS)
+            tiles[n] = make_tile(lut, token, row_bytes, scratch->tiles + n);
+        multiply_tiles(tiles, n, slab, steps, block_end - block_begin, scratch);
+        for (int32_t i = 0; i < n; i++) store_tile(tiles + i, shape, scales, lut, block_begin, block_end, y, ldy);
     }
 }
 
