@@ -123,6 +123,7 @@ class Plan:
         ternary = any(isinstance(weight, TernaryWeight) for weight in linears.values())
         coding = _main_coding(linears.values())
         _check_bits(checkpoint.format, options, ternary, coding)
+        _check_survival(checkpoint.format, options, linears.values())
         exact_bits = _exact_bits(ternary, coding)
         self.bits = options.bits or exact_bits or _dense_bits(linears.values())
         self._as_stored = options.bits in (None, exact_bits)
@@ -292,10 +293,15 @@ def _check_bits(found: str, options: Options, ternary: bool, coding: tuple[int, 
             f"--bits {options.bits}: the weights are {'ternary' if ternary else 'quantised already'} ({found}) and"
             " stay exact without this option; --force requantises them"
         )
-    if not natural and options.bits in _HOPELESS:
-        methods, measured, instead = _HOPELESS[options.bits]
-        if options.method in methods:
-            raise ConvertError(
-                f"--bits {options.bits}: weights that were not trained for it ({found}) do not survive it: {measured};"
-                f" take {instead}, or --force"
-            )
+
+
+def _check_survival(found: str, options: Options, weights: Iterable[Weight]) -> None:
+    """Raises ConvertError where float weights would get so few bits that nothing is left of the model."""
+    if options.force or options.bits not in _HOPELESS or any(map(_is_coded, weights)):
+        return
+    methods, measured, instead = _HOPELESS[options.bits]
+    if options.method in methods:
+        raise ConvertError(
+            f"--bits {options.bits}: weights that were not trained for it ({found}) do not survive it: {measured};"
+            f" take {instead}, or --force"
+        )
