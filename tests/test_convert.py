@@ -46,7 +46,7 @@ def test_sixteen_bits_keep_every_float_as_it_is(tmp_path, kind, dtype):
 @pytest.mark.parametrize("kind", DENSE)
 def test_dense_checkpoints_are_quantised(tmp_path, kind, bits):
     made = write_checkpoint(tmp_path / "source", kind)
-    report = convert(made.path, tmp_path / "out", bits=bits, group_size=32)
+    report = convert(made.path, tmp_path / "out", bits=bits, group_size=32, force=True)
     model = PackedModel.open(report.path, verify=True)
     # Of the best uniform quantiser of the whole (Max 1960); groups of 32 with zero points are finer.
     bound = {2: 0.1188, 3: 0.03744, 4: 0.01154, 8: 1e-4}
@@ -198,7 +198,7 @@ def test_golden_checkpoints(golden_dir, tmp_path, bits):
             with pytest.raises(ConvertError, match="ternary"):
                 convert(source, tmp_path / source.name, bits=bits)
             continue
-        report = convert(source, tmp_path / source.name, bits=bits, head_bits=16)
+        report = convert(source, tmp_path / source.name, bits=bits, head_bits=16, force=True)
         model = PackedModel.open(report.path, verify=True)
         assert model.config == checkpoint.config
         for name in checkpoint.names():
@@ -264,7 +264,7 @@ def test_options_outside_their_range(tmp_path, arguments):
 
 def test_the_report_counts_what_is_on_the_disk(tmp_path):
     made = write_checkpoint(tmp_path / "source")
-    report = convert(made.path, tmp_path / "out", bits=2)
+    report = convert(made.path, tmp_path / "out", bits=2, force=True)
     model = PackedModel.open(report.path)
     assert report.bytes_after == model.n_bytes
     assert report.bits_per_weight == pytest.approx(model.bits_per_weight)
@@ -281,9 +281,9 @@ def test_the_report_counts_what_is_on_the_disk(tmp_path):
 def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     made = write_checkpoint(tmp_path / "source")
     before = everything(tmp_path)
-    planned = convert(made.path, tmp_path / "out", bits=2, dry_run=True)
+    planned = convert(made.path, tmp_path / "out", bits=2, force=True, dry_run=True)
     assert everything(tmp_path) == before
-    done = convert(made.path, tmp_path / "out", bits=2)
+    done = convert(made.path, tmp_path / "out", bits=2, force=True)
     assert planned.matrices == tuple(replace(m, relative_rms=0.0) for m in done.matrices)
     assert planned.bits_per_weight == done.bits_per_weight
     assert planned.path == done.path
@@ -307,7 +307,7 @@ def test_the_store_gets_what_has_no_target(tmp_path, monkeypatch):
     made = write_checkpoint(tmp_path / "Some Model")
     for arguments, name in (
         ({}, "Some--Model-4bit"),
-        ({"bits": 2, "group_size": 64, "head_bits": 6, "symmetric": True}, "Some--Model-2bit-g64-h6-sym"),
+        ({"bits": 3, "group_size": 64, "head_bits": 6, "symmetric": True}, "Some--Model-3bit-g64-h6-sym"),
         ({"bits": 16}, "Some--Model-16bit"),
     ):
         assert convert(made.path, **arguments).path == tmp_path / "home" / "models" / name

@@ -45,19 +45,31 @@ def test_two_bits_is_what_ternary_weights_have(tmp_path, kind):
     assert len(contents) == 1
 
 
-def test_one_bit_is_refused_for_ordinary_weights(tmp_path):
+GPTQ = {"method": "gptq", "calibration": "a brave frog and a red ball " * 100}
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [({"bits": 1}, "2 or more"), ({"bits": 2}, "gptq"), ({"bits": 1} | GPTQ, "2 or more")],
+)
+def test_hopeless_bits_are_refused_for_ordinary_weights(tmp_path, options, instead):
+    """With what was measured, and what to take instead; calibrated, 2 bits are not hopeless."""
     made = write_checkpoint(tmp_path / "source")
-    with pytest.raises(ConvertError, match="not trained for it"):
-        convert(made.path, tmp_path / "out", bits=1)
-    assert convert(made.path, tmp_path / "out", bits=1, force=True).bits == 1
+    with pytest.raises(ConvertError, match="not trained for it") as error:
+        convert(made.path, tmp_path / "out", **options)
+    for said in (f"--bits {options['bits']}", "perplexity", instead, "--force"):
+        assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert convert(made.path, tmp_path / "out", force=True, **options).bits == options["bits"]
+    assert convert(made.path, tmp_path / "calibrated", bits=2, **GPTQ).bits == 2
 
 
 def test_an_existing_target_needs_force(tmp_path):
     made = write_checkpoint(tmp_path / "source")
-    convert(made.path, tmp_path / "out", bits=2)
+    convert(made.path, tmp_path / "out", bits=3)
     with pytest.raises(ConvertError, match=r"exists; --force"):
         convert(made.path, tmp_path / "out")
-    assert PackedModel.open(tmp_path / "out").quantization["bits"] == 2
+    assert PackedModel.open(tmp_path / "out").quantization["bits"] == 3
     convert(made.path, tmp_path / "out", force=True)
     assert PackedModel.open(tmp_path / "out", verify=True).quantization["bits"] == 4
     with pytest.raises(ConvertError, match="not a packed model"):
@@ -147,7 +159,7 @@ def test_a_single_file_takes_its_directory_along(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
-@pytest.mark.parametrize("bits", [2, 16])
+@pytest.mark.parametrize("bits", [3, 16])
 def test_numbers_that_are_none(tmp_path, name, value, bits):
     made = write_checkpoint(tmp_path / "source")
     stored = safetensors.numpy.load_file(made.path / "model.safetensors")
@@ -228,7 +240,7 @@ while True:
     if child == 0:
         limit = point
         target = out / str(point) / "model"
-        convert(source, target, bits=2, force=force)
+        convert(source, target, bits=8, force=force)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     print(point, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, flush=True)
@@ -260,7 +272,7 @@ def test_a_kill_at_any_step_leaves_no_model_and_the_next_conversion_cleans_up(tm
             if left.name != "model":
                 with pytest.raises(TmacError):
                     PackedModel.open(left)
-    assert bits == ({None, 2, 3} if force else {None, 2})
+    assert bits == ({None, 8, 3} if force else {None, 8})
     for point in killed[:: len(killed) // 4]:
         convert(made.path, out / point / "model", bits=4, force=True)
         assert [path.name for path in (out / point).iterdir()] == ["model"]

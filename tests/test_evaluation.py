@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from reference_forward import CONFIG, forward, load
 
 from tmac_llm import evaluation, kernels
@@ -19,6 +21,7 @@ from tmac_llm.packed.container import PackedModel
 from tmac_llm.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "data" / "tiny-bitnet"
+LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 VOCAB = 11
 
 
@@ -256,6 +259,48 @@ def test_float_weights_agree_with_another_program(golden_dir, tmp_path, name):
     perplexity, error = by_hand(list(logits[half:-1]), ids[half + 1 :].tolist())
     assert found.perplexity.value == pytest.approx(perplexity, rel=1e-3)
     assert found.perplexity.error == pytest.approx(error, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """The trained Llama in float, packed, and what others found: scripts/make_eval_reference.py."""
+    out = tmp_path_factory.mktemp("llama") / "packed"
+    convert(LLAMA, out, bits=16)
+    return PackedModel.open(out), json.loads((LLAMA / "evaluation.json").read_text())
+
+
+def test_a_trained_model_agrees_with_other_programs(llama, tmp_path):
+    """Perplexity, divergence and agreement as transformers has them, perplexity as llama.cpp, from the text on."""
+    packed, expected = llama
+    stored = safetensors.numpy.load_file(LLAMA / "model.safetensors")
+    for name, tensor in stored.items():
+        wide = tensor.astype(np.float32)
+        rounded = np.rint(wide * expected["step"]) / expected["step"]
+        stored[name] = rounded if name.endswith("_proj.weight") else wide
+    shutil.copytree(LLAMA, tmp_path / "rounded")
+    safetensors.numpy.save_file(stored, tmp_path / "rounded" / "model.safetensors")
+    convert(tmp_path / "rounded", tmp_path / "packed", bits=16)
+    ids, bos = encode(Tokenizer.from_dir(packed.path), (LLAMA / "stories.txt").read_text())
+    cut = windows(ids, expected["context"], bos)
+    other = load_decoder(PackedModel.open(tmp_path / "packed"))
+    found = evaluate(other, cut, load_decoder(packed))
+    assert (found.n_windows, found.n_scored) == (expected["n_windows"], expected["n_scored"])
+    against, nll, other_nll = found.comparison, expected["nll"], expected["other_nll"]
+    for got, mean in ((against.perplexity, nll), (found.perplexity, other_nll)):
+        assert got.value == pytest.approx(math.exp(mean["value"]), rel=1e-5)
+        assert got.error == pytest.approx(math.exp(mean["value"]) * mean["error"], rel=1e-3)
+        assert abs(got.value - math.exp(mean["value"])) < 0.01 * got.error  # far within the standard error
+    by_llama_cpp = expected["llama_cpp"]["nll"]  # whose cache is float16
+    assert math.log(against.perplexity.value) == pytest.approx(by_llama_cpp["value"], abs=1e-4)
+    assert against.perplexity.error / against.perplexity.value == pytest.approx(
+        by_llama_cpp["error"], rel=1e-3
+    )
+    assert against.log_ratio.value == pytest.approx(other_nll["value"] - nll["value"], abs=1e-5)
+    assert against.kl.value == pytest.approx(expected["kl"]["value"], rel=1e-3)
+    assert against.kl.error == pytest.approx(expected["kl"]["error"], rel=1e-3)
+    for name in ("kl_median", "kl_p99", "kl_max"):
+        assert getattr(against, name) == pytest.approx(expected[name], rel=1e-3)
+    assert against.top1_agreement.value == pytest.approx(expected["top1_agreement"], abs=2e-4)
 
 
 def test_identical_models_do_not_differ_at_all(tiny, tiny_windows):

@@ -90,7 +90,7 @@ def test_an_empty_store(models):
 
 def test_list(models, checkpoint):
     for bits in (4, 2, 16):
-        convert(checkpoint, models / f"org--model-{bits}bit", bits=bits)
+        convert(checkpoint, models / f"org--model-{bits}bit", bits=bits, force=True)
     (models / "something else").mkdir()
     (models / "a file").touch()
     entries = store.list_models()
@@ -107,13 +107,13 @@ def test_list(models, checkpoint):
 
 
 def test_unfinished_conversions_are_not_listed(models, checkpoint):
-    convert(checkpoint, models / "model-2bit", bits=2)
+    convert(checkpoint, models / "model-2bit", bits=2, force=True)
     (models / "model-2bit").rename(models / ".model-2bit.convert-123-0123abcd")
     assert store.list_models() == []
 
 
 def test_a_damaged_model_is_listed_and_can_be_removed(models, checkpoint):
-    convert(checkpoint, models / "model-2bit", bits=2)
+    convert(checkpoint, models / "model-2bit", bits=2, force=True)
     (models / "model-2bit" / "config.json").write_text("{")
     (entry,) = store.list_models()
     assert (entry.bits, entry.source_format) == (0, "damaged")
@@ -127,7 +127,7 @@ def test_names_resolve(models, checkpoint):
         "other--Llama-7b-ternary",
         "other--Llama-7b-4bit-g64-h6-sym",
     ):
-        convert(checkpoint, models / name, bits=2)
+        convert(checkpoint, models / name, bits=2, force=True)
     for given, name in (
         ("org--model-2bit", "org--model-2bit"),
         ("org/model", "org--model-2bit"),
@@ -149,7 +149,7 @@ def test_names_resolve(models, checkpoint):
 
 
 def test_paths_resolve_to_themselves(models, checkpoint, tmp_path, monkeypatch):
-    convert(checkpoint, tmp_path / "packed", bits=2)
+    convert(checkpoint, tmp_path / "packed", bits=2, force=True)
     assert store.resolve(tmp_path / "packed") == tmp_path / "packed"
     monkeypatch.chdir(tmp_path)
     assert store.resolve("packed") == Path("packed")
@@ -167,7 +167,7 @@ def test_a_checkpoint_resolves_to_what_was_made_of_it_last(models, tmp_path):
 
 
 def test_remove_takes_exact_names_only(models, checkpoint):
-    convert(checkpoint, models / "org--model-2bit", bits=2)
+    convert(checkpoint, models / "org--model-2bit", bits=2, force=True)
     size = sizes(models / "org--model-2bit")
     for name in (
         "org/model",

@@ -94,12 +94,13 @@ class Evaluation:
     comparison: Comparison | None
 
 
-def encode(tokenizer: Tokenizer, text: str) -> tuple[Ids, int | None]:
+def encode(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> tuple[Ids, int | None]:
     """Ids of the whole text, with bos in front where the model wants it; and that bos, None where it does not.
 
-    As llama.cpp reads a file, one newline at the end of the text is not part of it.
+    As llama.cpp reads a file, one newline at the end of the text is not part of it, and special tokens in it are
+    plain text unless parse_special.
     """
-    ids = tokenizer.encode(text.removesuffix("\n"), parse_special=False)
+    ids = tokenizer.encode(text.removesuffix("\n"), parse_special=parse_special)
     bos = tokenizer.bos_token_id
     if bos is None or tokenizer.encode_prompt("a")[:1] != [bos]:
         return np.array(ids, np.int64), None

@@ -18,7 +18,7 @@ import platformdirs
 from tmac_llm.errors import PackedModelError, StoreError
 from tmac_llm.packed.files import CONFIG, MANIFEST, TEMPORARY, read_json, temporary_name
 
-_ENCODING = re.compile(r"-(?:[0-9]+bit|ternary)(?:-g[0-9]+)?(?:-h[0-9]+)?(?:-sym)?$")
+_ENCODING = re.compile(r"-(?:[0-9]+bit|ternary)(?:-g[0-9]+)?(?:-h[0-9]+)?(?:-sym)?(?:-gptq)?$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def unpack_ternary(packed: Tensor) -> Tensor:
 
 
 def tensors_of(model: BitNet) -> dict[str, Tensor]:
-    """The state of the model under the names and in the encodings of the Hub."""
+    """The state of the model under the names and in the encodings of the Hub; the float twin in bfloat16."""
     tensors = {
         "model.embed_tokens.weight": model.embed_tokens.data.bfloat16(),
         "model.norm.weight": model.norm.data.bfloat16(),
@@ -71,13 +71,26 @@ def tensors_of(model: BitNet) -> dict[str, Tensor]:
         for name, path in NORMS.items():
             tensors[f"model.layers.{i}.{path}.weight"] = getattr(block, name).data.bfloat16()
         for name, parent in LINEARS.items():
-            codes, scale = ternary_codes(getattr(block, name).weight.data)
+            weight = getattr(block, name).weight.data
+            if not model.config.ternary:
+                tensors[f"model.layers.{i}.{parent}.{name}.weight"] = weight.bfloat16()
+                continue
+            codes, scale = ternary_codes(weight)
             tensors[f"model.layers.{i}.{parent}.{name}.weight"] = pack_ternary(codes)
             tensors[f"model.layers.{i}.{parent}.{name}.weight_scale"] = scale.reshape(1).bfloat16()
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def hub_config(config: ModelConfig) -> dict[str, object]:
+    """config.json; that of the float twin says that nothing is quantised, which only tmac-llm reads."""
+    quantization: dict[str, object] = {"quant_method": "none"}
+    if config.ternary:
+        quantization = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+            "modules_to_not_convert": None,
+        }
     return {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -101,12 +114,7 @@ def hub_config(config: ModelConfig) -> dict[str, object]:
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "vocab_size": config.vocab_size,
-        "quantization_config": {
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": "offline",
-            "modules_to_not_convert": None,
-        },
+        "quantization_config": quantization,
     }
 
 
@@ -118,8 +126,6 @@ def export(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     """Write config, weights, tokenizer, chat template and generation settings to `out`."""
     state = torch.load(checkpoint, weights_only=False, map_location="cpu")
     config = ModelConfig(**state["config"])
-    if not config.ternary:
-        raise SystemExit(f"{checkpoint} is the float twin; only a ternary model can be packed")
     model = BitNet(config)
     model.load_state_dict(state["model"])
     out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoints import write_checkpoint
 
 from tmac_llm.checkpoint import DenseWeight, open_checkpoint
 from tmac_llm.checkpoint.weights import check_finite
@@ -316,3 +317,13 @@ def test_opening_reads_no_weights(files: Any, tensors: Any) -> None:
     tracemalloc.stop()
     assert peak < 1 << 20
     assert after < 1 << 20
+
+
+def test_float_weights_of_the_bitnet_architecture(tmp_path: Path) -> None:
+    """quant_method none: the float twin of the embedded model, with sub-norms and plain activations."""
+    made = write_checkpoint(tmp_path / "m", "bitnet-online", quantization_config={"quant_method": "none"})
+    checkpoint = open_checkpoint(made.path)
+    assert checkpoint.format == "dense bf16"
+    assert (checkpoint.config.sub_norms, checkpoint.config.int8_activations) == (True, False)
+    assert isinstance(checkpoint.linear(UP), DenseWeight)
+    assert checkpoint.has("model.layers.0.mlp.ffn_sub_norm.weight")

@@ -123,7 +123,16 @@ def test_convert_tells_the_price(run, text: Path, tmp_path: Path) -> None:
 def test_the_price_falls_with_the_bits(run, golden_dir: Path, tmp_path: Path, text: Path) -> None:
     found = {}
     for bits in ("8", "4", "2"):
-        arguments = ("convert", str(golden_dir / "qwen3"), str(tmp_path / bits), "--bits", bits, "-g", "32")
+        arguments = (
+            "convert",
+            str(golden_dir / "qwen3"),
+            str(tmp_path / bits),
+            "--bits",
+            bits,
+            "-g",
+            "32",
+            "--force",
+        )
         found[bits] = float(price(run(*arguments, "--check", str(text)))["KL divergence"].split()[0])
     assert 0 < 3 * found["8"] < found["4"] < found["2"] / 3
 

@@ -170,6 +170,9 @@ def test_bitnet() -> None:
     config = read(model_type="bitnet", hidden_act="relu2", quantization_config={"quant_method": "bitnet"})
     assert (config.sub_norms, config.int8_activations, config.hidden_act) == (True, True, "relu2")
     assert config.rope.theta == 500000
+    floats = read(model_type="bitnet", hidden_act="relu2", quantization_config={"quant_method": "none"})
+    assert floats == replace(config, int8_activations=False)
+    assert read(quantization_config={"quant_method": "none"}) == read()
 
 
 UNSUPPORTED = [

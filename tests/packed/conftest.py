@@ -18,7 +18,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed Llama of 2 bits with a bias, made once."""
     directory = tmp_path_factory.mktemp("packed")
     checkpoint = write_checkpoint(directory / "source", "qwen2", num_hidden_layers=1)
-    return convert(checkpoint.path, directory / "model", bits=2, group_size=32).path
+    return convert(checkpoint.path, directory / "model", bits=2, group_size=32, force=True).path
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ import export  # noqa: E402
 import generate  # noqa: E402
 import model as model_module  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+
+from tmac_llm import load  # noqa: E402
+from tmac_llm.convert import convert  # noqa: E402
 
 CONFIG = model_module.ModelConfig(
     vocab_size=320,
@@ -97,15 +101,6 @@ def test_context_is_not_exceeded_silently(exported):
         decoder.step([7] * 1025)
 
 
-def test_float_twin_is_refused(tmp_path):
-    config = model_module.ModelConfig(**(CONFIG.to_dict() | {"ternary": False}))
-    torch.save(
-        {"model": model_module.BitNet(config).state_dict(), "config": config.to_dict()}, tmp_path / "f.pt"
-    )
-    with pytest.raises(SystemExit, match="only a ternary model"):
-        export.export(tmp_path / "f.pt", tmp_path / "none.json", tmp_path / "out")
-
-
 def test_chat_template_renders_like_the_training_data(exported):
     jinja2 = pytest.importorskip("jinja2")
     from tokenizers import Tokenizer
@@ -138,3 +133,23 @@ def test_packing_keeps_every_conversation_once():
                 assert value not in seen
                 seen[value] = int((row_doc == d).sum())
     assert seen == {i: size for i, size in enumerate(sizes) if size <= 1024}
+
+
+def test_the_float_twin_is_exported_in_float(tmp_path, exported):
+    """And gives the same logits in the engine's own reader, which no ternary rounding touches."""
+    torch.manual_seed(1)
+    twin = model_module.BitNet(replace(CONFIG, ternary=False))
+    torch.save({"model": twin.state_dict(), "config": twin.config.to_dict()}, tmp_path / "c.pt")
+    export.export(tmp_path / "c.pt", exported[1] / "tokenizer.json", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "none"}
+    for name, tensor in export.tensors_of(twin).items():
+        assert tensor.dtype == torch.bfloat16, name
+    packed = convert(tmp_path / "out", tmp_path / "packed", bits=16)
+    for p in twin.parameters():
+        p.data = p.data.bfloat16().float()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = twin.eval()(ids)[0].numpy()
+    with load(packed.path) as llm:
+        np.testing.assert_allclose(llm.logits(ids[0].tolist()), expected, atol=1e-3 * np.abs(expected).max())

@@ -226,6 +226,8 @@ def _quantization(raw_config: Mapping[str, Any], directory: Path) -> Mapping[str
     method = quantization.get("quant_method") or quantization.get("quant_library")
     if method == "tmac":
         raise UnsupportedError(f"{directory}: already a packed tmac-llm model; load it directly")
+    if method == "none":
+        return None
     if method is None:
         raise UnsupportedError(
             "config.json: quantization_config has no quant_method; expected one such as bitnet"

@@ -112,7 +112,10 @@ def progress(*, unit: str = "bytes") -> Iterator[Progress]:
     columns.append(TimeRemainingColumn())
     display = Console(stderr=True)
     hidden = state.quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=display, transient=True, disable=hidden) as bar:
+    # Seconds over which the speed is averaged: calibration takes minutes per layer, in uneven steps.
+    with Progress(
+        *columns, console=display, transient=True, disable=hidden, speed_estimate_period=120
+    ) as bar:
         yield bar
 
 

@@ -18,6 +18,9 @@ from tmac_llm.errors import UsageError
 if TYPE_CHECKING:
     from tmac_llm.convert import ConvertReport
 
+# Below this share of equal top tokens a conversion has cost most of what the model could do.
+_RUINED = 0.6
+
 
 def convert(
     source: Annotated[
@@ -58,6 +61,31 @@ def convert(
         str | None,
         typer.Option("--file", help="Which of several GGUF files of the source.", show_default=False),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            envvar="TMAC_METHOD",
+            help="How float weights become codes. search: least error of the weights, minutes. gptq: least error of "
+            "what the layers put out on the calibration text, hours for large models; better at 2 to 4 bits.",
+        ),
+    ] = "search",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            show_default=False,
+            help="Text for --method gptq, UTF-8: 100 kB or more like what the model is for; special tokens of the "
+            "model in it are read as such.",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int,
+        typer.Option(
+            "--calibration-tokens", min=1, help="Tokens of it, spread over the file: time grows with them."
+        ),
+    ] = 32768,
     revision: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +121,12 @@ def convert(
 
     if check and dry_run:
         raise UsageError("--check needs a model; leave out --dry-run")
-    text = read_text(check) if check else None  # mistakes are told before the work
+    if check:
+        read_text(check, "--check")  # mistakes are told before the work
+    if calibration and method != "gptq":
+        raise UsageError("--calibration belongs to --method gptq")
+    if method == "gptq" and not calibration:
+        raise UsageError("--method gptq needs --calibration FILE, a text of 100 kB or more")
     if threads is not None:
         kernels.set_threads(threads)
     report = run_conversion(
@@ -104,34 +137,42 @@ def convert(
         head_bits=head_bits,
         symmetric=symmetric,
         file=file,
+        method=method,
+        calibration=read_text(calibration, "--calibration") if calibration else None,
+        calibration_tokens=calibration_tokens,
         revision=revision,
         token=token,
         force=force,
         dry_run=dry_run,
     )
     show_report(report, dry_run=dry_run)
-    if text is not None:
-        show_price(report, source, text, group_size=group_size, file=file, revision=revision, token=token)
+    if check:
+        show_price(report, source, check, group_size=group_size, file=file, revision=revision, token=token)
     console.out(f"{report.path}\n")
 
 
-def show_price(report: ConvertReport, source: str, text: str, **arguments: object) -> None:
+def show_price(report: ConvertReport, source: str, text: Path, **arguments: object) -> None:
     """What the conversion cost on the first chunks of a text, against a temporary float conversion.
 
     Linear layers that were kept exactly (BitNet) are so in the reference too.
     """
-    from tmac_llm.cli.eval import CHECK_CHUNKS, measure, summary
+    from tmac_llm.cli.eval import CHECK_CHUNKS, measure, read_text, scored, summary
 
-    exact = report.gain is None
+    exact = report.is_exact
     bits = None if exact and report.bits < 16 else 16
     with TemporaryDirectory(prefix=f".{report.path.name}.check-", dir=report.path.parent) as directory:
         reference: Path | None = None
         if not exact or report.head_bits < 16:  # otherwise the model is its own reference
             reference = Path(directory) / "reference"
             run_conversion(source, reference, bits=bits, head_bits=16, force=True, **arguments)
-        result = measure(report.path, text, reference, at_most=CHECK_CHUNKS)
-    for name, value in summary(result):
+        result = measure(report.path, read_text(text, "--check"), reference, at_most=CHECK_CHUNKS)
+    rows = [("checked on", f"{text.name}: {scored(result)}"), *summary(result)]
+    for name, value in rows:
         console.note(f"{name:<16}{value}")
+    against = result.comparison
+    if against and against.top1_agreement.value < _RUINED:
+        remedy = "take more bits" if report.output else "take more bits, or --method gptq --calibration FILE"
+        console.warn(f"most answers will differ from the original model's; {remedy}")
 
 
 def run_conversion(source: str, out: Path | None = None, **arguments: object) -> ConvertReport:
@@ -144,39 +185,46 @@ def run_conversion(source: str, out: Path | None = None, **arguments: object) ->
         def on_progress(name: str, done: int, total: int) -> None:
             bar.update(task, description=name, completed=done, total=total)
 
-        return run(source, out, progress=on_progress, **arguments)  # type: ignore[arg-type]
+        try:
+            return run(source, out, progress=on_progress, **arguments)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            if arguments.get("method") == "gptq":
+                console.note("layers that were finished are kept: the same command goes on after them")
+            raise
 
 
 def show_report(report: ConvertReport, *, dry_run: bool) -> None:
     """What was found, what it became, and what that took."""
-    console.note(f"source      {report.format}, {console.size(report.bytes_before)}")
-    for text in report.notes:
-        console.note(f"            {text}")
-    console.note(
-        f"packed      {console.size(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight "
-        f"({report.bytes_before / max(report.bytes_after, 1):.2f}x smaller)"
-    )
-    if dry_run:
-        return
-    for line in _added_errors(report):
-        console.note(line)
-    if report.gain is not None:
-        console.note(
-            f"scale search {report.gain:.1%} less squared error than min-max rounding; NMSE {report.nmse:.2e}"
-        )
-    console.note(
-        f"took        {console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}"
-    )
+    rows = [("source", f"{report.format}, {console.size(report.bytes_before)}")]
+    rows += [("", text) for text in report.notes]
+    smaller = report.bytes_before / max(report.bytes_after, 1)
+    packed = f"{console.size(report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+    rows += [("packed", f"{packed} ({smaller:.2f}x smaller)")]
+    if not dry_run:
+        rows += _added_errors(report)
+        if report.gain is not None:
+            less = f"{report.gain:.1%} less squared error than min-max rounding"
+            rows += [("scale search", f"{less}; NMSE {report.nmse:.2e}")]
+        if report.output is not None and report.output.gain is not None:
+            less = f"{report.output.gain:.1%} less error of what the layers put out"
+            rows += [("calibration", f"{less} than by the scale search alone")]
+        took = f"{console.duration(report.seconds)}, peak memory {console.size(report.peak_memory)}"
+        rows += [("took", took)]
+    for name, value in rows:
+        console.note(f"{name:<16}{value}")
 
 
-def _added_errors(report: ConvertReport) -> list[str]:
+def _added_errors(report: ConvertReport) -> list[tuple[str, str]]:
     """What codes lost that were not kept exactly: a line for each kind of matrix and bits; config.json has each."""
     kinds: dict[tuple[str, str, int], list[float]] = {}
     for m in report.matrices:
         if m.origin != "float" and m.relative_rms:
             kinds.setdefault((m.origin, m.name.rpartition(".")[2], m.bits), []).append(m.relative_rms)
     return [
-        f"{origin:<12}{name}: {bits} bits in {len(errors)} {'matrices' if errors[1:] else 'matrix'},"
-        f" relative RMS error up to {max(errors):.1e}"
+        (
+            origin,
+            f"{name}: {bits} bits in {len(errors)} {'matrices' if errors[1:] else 'matrix'},"
+            f" relative RMS error up to {max(errors):.1e}",
+        )
         for (origin, name, bits), errors in kinds.items()
     ]

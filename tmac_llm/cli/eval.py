@@ -80,19 +80,18 @@ def evaluate(
         console.out(json.dumps(facts | asdict(result), indent=2) + "\n")
         return
     rows = [("model", _label(path))] + ([("reference", _label(other))] if other else [])
-    scored = f"{result.n_scored} tokens scored in {result.n_windows} chunks of {result.context}"
-    rows += [("text", f"{text.name}: {scored}"), *summary(result)]
+    rows += [("text", f"{text.name}: {scored(result)}"), *summary(result)]
     console.out("".join(f"{name:<16}{value}\n" for name, value in rows))
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file, or a UsageError."""
+def read_text(path: Path, option: str = "--text") -> str:
+    """The content of a text file, or a UsageError that names the option."""
     try:
         return path.read_bytes().decode()
     except OSError as error:
-        raise UsageError(f"--text {path}: {error.strerror}") from None
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"--text {path}: not UTF-8 at byte {error.start}; convert the file") from None
+        raise UsageError(f"{option} {path}: not UTF-8 at byte {error.start}; convert the file") from None
 
 
 def measure(
@@ -132,6 +131,11 @@ def measure(
             bar.update(task, description=f"perplexity {perplexity:.4f}", completed=done, total=total)
 
         return evaluation.evaluate(model, windows[: chunks or at_most], other, on_progress, batch=batch)
+
+
+def scored(result: Evaluation) -> str:
+    """How much was measured."""
+    return f"{result.n_scored} tokens scored in {result.n_windows} chunks of {result.context}"
 
 
 def summary(result: Evaluation) -> list[tuple[str, str]]:

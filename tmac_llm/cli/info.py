@@ -73,6 +73,7 @@ def _facts(packed: PackedModel) -> dict[str, Any]:
         "found": list(quantization.get("source_notes") or []),
         "bits": quantization["bits"],
         "bits_per_weight": round(packed.bits_per_weight, 3),
+        **({"method": "gptq, calibrated"} if quantization.get("method") == "gptq" else {}),
         "group_size": quantization["group_size"] or "one scale per row",
         "head_bits": quantization["head_bits"],
         "added_error": _added_error(quantization.get("relative_rms") or {}),

@@ -13,10 +13,12 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 HIDDEN_ACTS = ("silu", "relu2", "relu")
 # "divided" is our own: `divisors` holds what each frequency is divided by, as GGUF files do.
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "divided")
-# BitNet is a way to compute, "tmac" says in its own fields whether it is one; the others store Llamas.
+# BitNet is a way to compute, "tmac" says in its own fields whether it is one, "none" that the weights of the
+# BitNet architecture are float ones; the others store Llamas.
 QUANT_METHODS = (
     "bitnet",
     "tmac",
+    "none",
     "gptq",
     "awq",
     "auto-round",
@@ -231,6 +233,8 @@ def _bitnet_flags(fields: Fields, model_type: str) -> tuple[bool, bool]:
         method = quant.choice("quant_method", QUANT_METHODS)
         if method == "tmac":
             return quant.boolean("int8_activations", None), quant.boolean("sub_norms", None)
+        if method == "none":
+            return False, model_type == "bitnet"
         if method != "bitnet":
             if model_type == "bitnet":
                 raise quant.unsupported("quant_method", "bitnet for model_type bitnet")
