@@ -36,6 +36,8 @@ int tmac_init(const char *isa, int n_threads)
 
 const char *tmac_isa_selected(void) { return selected ? selected->name : NULL; }
 
+int tmac_has_fast_aggregation(void) { return selected && selected->fast_aggregation; }
+
 int tmac_n_threads(void) { return tmac_pool_size(); }
 
 int tmac_shape_valid(const tmac_shape *s)

@@ -6,10 +6,14 @@
  * set returns the same bits.
  *
  * With segment s, acc = sum over planes p of 2^p * sum of looked-up entries (int32), h = half_scales[s][t]
- * (TMAC_TABLES_INT8: half the table scale; TMAC_TABLES_EXACT: 0.5), S = sums[s][t], and c = (2^bits - 1)/2 - zero:
+ * (half the table scale; TMAC_TABLES_EXACT: 0.5), S = sums[s][t], and c = (2^bits - 1)/2 - zero:
  *   group_size > 0:  y = fma(scale, fma((float)acc, h, c * S), y)             from y = 0, s = 0, 1, ..
  *   group_size = 0:  T = fma((float)acc, h, T) from T = 0 ; at the end y = scale * fma(c, totals[t], T)
  *   TMAC_TABLES_EXACT finally multiplies: y = y * token_scales[t].
+ * TMAC_TABLES_FAST (after T-MAC, arXiv 2407.00088, section 4): acc is estimated by rounding averages, avg(a, b) =
+ * (a + b + 1) >> 1. Of the entries e[0..7] that a plane looks up in the 8 k-groups of a step, A = avg(avg(e[0], e[4]),
+ * avg(e[2], e[6])) and B = avg(avg(e[1], e[5]), avg(e[3], e[7])). Each of the two levels rounds up by a quarter on
+ * average, so acc = sum over planes p of 2^p * sum over steps of (4 * (A + B) - 4).
  * Ternary matrices (always exact): acc = sum of t * x (int32), y = (scale * (float)acc) * token_scales[t]. These are
  * the bits of two planes with exact tables, whose T and totals are exact too (k <= 43690: T < 2^23 in halves).
  * int32 bounds: |entry| <= 127 in int8 tables, <= 508 = 4*127 exact; sum over 32 k-groups and planes <= 508*32*255 < 2^23,
@@ -25,12 +29,13 @@
 typedef struct {
     int32_t n;               /* tokens */
     int32_t segment_columns; /* columns per scale: 32, 64 or 128 */
-    int32_t exact;           /* 0: TMAC_TABLES_INT8, 1: TMAC_TABLES_EXACT */
+    int32_t exact;           /* TMAC_TABLES_EXACT */
     int8_t *tables;          /* [k_padded/16][n][1 + exact][64]; ternary: as the instruction set wants them */
     float *half_scales;      /* [n_segments][n] half the table scale; 0.5 where exact */
     float *sums;             /* [n_segments][n] sum of the segment's activations (exact: of the int8 ones) */
     float *totals;           /* [n] sum of `sums` over the segments, in order */
     float *token_scales;     /* [n] exact: what one int8 unit is worth; 1 otherwise */
+    int32_t fast;            /* TMAC_TABLES_FAST: entries are stored as unsigned bytes, 128 added */
 } tmac_lut;
 
 /* How an instruction set holds ternary matrices in memory (layout.h), and what it makes of activations. */
@@ -45,6 +50,7 @@ typedef struct {
     const char *name;     /* "avx512" */
     const char *requires; /* for people */
     uint32_t features;    /* bits of cpu.h, all of which must be present */
+    int fast_aggregation; /* whether gemv and gemm know TMAC_TABLES_FAST */
 
     /* Per-token absmax quantisation (BitNet): q = clamp(rint(x * (127 / amax)), -128, 127), amax = max(max|x|, 1e-5).
      * Returns amax / 127, or NaN when x holds a NaN or infinity. q[0..k) is written. */

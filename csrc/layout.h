@@ -55,6 +55,7 @@
  * Tables of planes (the same bytes on every instruction set): for token t and quad Q (16 columns) one 64-byte row of
  * four 16-entry tables, entry v of k-group g = sum over j of (bit j of v ? +x : -x)[16 Q + 4 g + j], at g*16 + v.
  *   TMAC_TABLES_INT8:  [k_padded/16][n][64]     int8, rounded to the segment's scale
+ *   TMAC_TABLES_FAST:  the same, 128 added
  *   TMAC_TABLES_EXACT: [k_padded/16][n][2][64]  int8 pair lo, hi with sum = 32*hi + lo, -16 <= lo <= 15
  */
 #ifndef TMAC_LAYOUT_H

@@ -256,12 +256,15 @@ int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx,
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     const int exact = tables == TMAC_TABLES_EXACT || (matrix && matrix->shape.encoding == TMAC_TERNARY);
+    const int fast = tables == TMAC_TABLES_FAST && !exact;
     if (!matrix || !x || !y || n < 1 || ldx < matrix->shape.k || ldy < matrix->shape.m) return TMAC_ERR_ARGUMENT;
-    if (tables != TMAC_TABLES_INT8 && tables != TMAC_TABLES_EXACT) return TMAC_ERR_ARGUMENT;
+    if (tables < TMAC_TABLES_INT8 || tables > TMAC_TABLES_FAST) return TMAC_ERR_ARGUMENT;
     if (type != TMAC_F32 && type != TMAC_F16 && type != TMAC_I8) return TMAC_ERR_ARGUMENT;
     if (type == TMAC_I8 ? !exact : x_scales != NULL) return TMAC_ERR_ARGUMENT;
+    if (fast && !matrix->kernels->fast_aggregation) return TMAC_ERR_ISA;
     pthread_once(&once, watch_forks);
-    product p = {.matrix = matrix, .x = x, .type = type, .ldx = ldx, .x_scales = x_scales, .y = y, .ldy = ldy};
+    product p = {.matrix = matrix, .x = x, .type = type, .ldx = ldx, .x_scales = x_scales, .y = y, .ldy = ldy,
+                 .lut = {.fast = fast}};
     lock_workspace();
     const int status = run(&p, n, exact);
     unlock_workspace();

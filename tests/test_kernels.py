@@ -52,6 +52,28 @@ def test_nmse_of_a_linear_on_gaussian_activations(isa: str, bits: int, rng: np.r
     assert nmse(matrix.matmul(x), x @ weights.T) <= 1e-4
 
 
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_error_of_fast_aggregation(isa: str, bits: int, group_size: int, rng: np.random.Generator) -> None:
+    """Averages of four: NMSE <= 3e-4 on Gaussian activations, no bias, and no products of another kind."""
+    if not kernels.has_fast_aggregation():
+        pytest.skip(f"{isa} has no fast aggregation")
+    matrix, weights = random_matrix(MatrixShape(128, 1024, bits, group_size, False, (2**bits - 1) / 2), rng)
+    x = rng.normal(size=(3, 1024)).astype(np.float32)
+    expected, fast = x @ weights.T, matrix.matmul(x, tables="fast")
+    assert nmse(matrix.matmul(x), expected) < nmse(fast, expected) <= 3e-4
+    error = fast - expected
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(error.size)
+    np.testing.assert_array_equal(matrix.matmul(x[1], tables="fast"), fast[1])
+
+
+def test_fast_aggregation_is_refused_where_there_is_no_kernel(rng: np.random.Generator) -> None:
+    matrix, _ = random_matrix(MatrixShape(64, 128, 2, 32, True, 0), rng)
+    matrix._has_fast = False
+    with pytest.raises(KernelError, match='tables "fast": the instruction set of this matrix has no kernel'):
+        matrix.matmul(np.ones(128, np.float32), tables="fast")
+
+
 def integer_recipe(
     shape: MatrixShape, codes: Array, scales: Array, zeros: Array | None, x: Array, x_scales: Array
 ) -> Array:
@@ -138,7 +160,7 @@ def test_ternary_products_are_integer_ones(isa: str, fill: str, rng: np.random.G
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("tables", ["int8", "exact"])
+@pytest.mark.parametrize("tables", ["int8", "exact", "fast"])
 def test_same_bits_everywhere(tables: Any, rng: np.random.Generator) -> None:
     """Every instruction set and number of threads, one token and many, returns the same floats."""
     shape = MatrixShape(330, 500, 3, 64, True, 0)
@@ -149,12 +171,16 @@ def test_same_bits_everywhere(tables: Any, rng: np.random.Generator) -> None:
         for n in (1, 2, 3):
             if info.supported:
                 kernels.init(info.name, n)
+                if tables == "fast" and not kernels.has_fast_aggregation():
+                    continue
                 results[info.name, n] = Matrix(shape, made).matmul(x, tables=tables)
     kernels.init(before)
     first = next(iter(results.values()))
     for key, result in results.items():
         np.testing.assert_array_equal(result, first, err_msg=str(key))
+    kernels.init(next(iter(results))[0])
     one_by_one = np.stack([Matrix(shape, made).matmul(row, tables=tables) for row in x])
+    kernels.init(before)
     np.testing.assert_array_equal(one_by_one, first)
 
 

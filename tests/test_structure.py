@@ -25,6 +25,7 @@ LAYERS = [
     "evaluation",
     "bench",
     "bench_kernels",
+    "bench_accuracy",
     "generation",
     "stop_strings",
     "sampling_defaults",

@@ -54,6 +54,20 @@ def test_bitnet_is_ternary(tables):
     assert 0.1 < found.std() < 10
 
 
+def test_fast_aggregation(monkeypatch):
+    """A model runs with averages of table entries, nearly as it does with their sums; refused where it cannot."""
+    model = SyntheticModel(LLAMA, 4, 32, head_bits=8)
+    if kernels.has_fast_aggregation():
+        fast, exact = logits(model, tables="fast"), logits(model)
+        assert (fast != exact).any()
+        assert np.corrcoef(fast.ravel(), exact.ravel())[0, 1] > 0.99
+    with pytest.raises(UsageError, match="this model's products are exact"):
+        load_decoder(SyntheticModel(BITNET, head_bits=6), tables="fast")
+    monkeypatch.setattr(kernels, "has_fast_aggregation", lambda: False)
+    with pytest.raises(UsageError, match="has no kernel for it, avx2 and neon have"):
+        load_decoder(model, tables="fast")
+
+
 def test_the_same_seed_gives_the_same_model_and_matrices_differ():
     first, again, other = SyntheticModel(LLAMA), SyntheticModel(LLAMA), SyntheticModel(LLAMA, seed=1)
     name, next_name = "model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"

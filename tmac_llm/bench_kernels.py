@@ -26,7 +26,7 @@ from tmac_llm.resources import known_models
 MEMORY_BYTES = 256 << 20
 _CHECKED_ROWS = 96
 # Relative RMS error that a correct product may have: int8 tables (NMSE 1e-4 with a margin), and float32 rounding.
-_BOUND: dict[Tables, float] = {"int8": 1.5e-2, "exact": 1e-5}
+_BOUND: dict[Tables, float] = {"int8": 1.5e-2, "exact": 1e-5, "fast": 3e-2}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def load(
     path: str | Path,
     *,
     n_threads: int | None = None,
-    tables: Literal["int8", "exact"] | None = None,
+    tables: Literal["int8", "exact", "fast"] | None = None,
     context_length: int | None = None,
 ) -> LLM:
     """Open a packed model.

@@ -38,19 +38,32 @@ def load_decoder(source: Source, tables: Tables | None = None) -> Decoder:
     """Copy the weights into memory in the running instruction set's order, and build the decoder.
 
     tables: how activations of the layers become tables; None: "exact" for models trained with int8
-    activations, "int8" for others; matrices of encoding "ternary" are always exact. numpy's BLAS has one
-    thread from here on, in the whole process.
+    activations, "int8" for others; matrices of encoding "ternary" are always exact. "fast": entries are
+    averaged instead of added (fast aggregation). numpy's BLAS has one thread from here on, in the whole process.
     Raises PackedModelError where the weights do not fit into memory, UsageError for "exact" on a model with
-    float activations, KernelError where the native library refuses.
+    float activations and for "fast" where model or instruction set rule it out, KernelError where the native
+    library refuses.
     """
-    if tables not in (None, "int8", "exact"):
-        raise UsageError(f'tables: expected "int8" or "exact", found {tables!r}')
+    if tables not in (None, "int8", "exact", "fast"):
+        raise UsageError(f'tables: expected "int8", "exact" or "fast", found {tables!r}')
     if tables == "exact" and not source.config.int8_activations:
         raise UsageError('tables "exact" needs a model trained with int8 activations (BitNet); take "int8"')
+    if tables == "fast":
+        _check_fast_aggregation(source)
     parallel.limit_blas()
     kernels.n_threads()  # starts the library: its errors come before the work
     _check_memory(source)
     return _Loader(source, tables).decoder()
+
+
+def _check_fast_aggregation(source: Source) -> None:
+    """Raises UsageError where it would have no effect, or no kernel."""
+    if source.config.int8_activations:
+        raise UsageError("fast aggregation: this model's products are exact (BitNet); leave it out")
+    if not kernels.has_fast_aggregation():
+        raise UsageError(
+            f"fast aggregation: {kernels.isa_selected()} has no kernel for it, avx2 and neon have; leave it out"
+        )
 
 
 class _Loader:

@@ -30,8 +30,11 @@ enum tmac_type { TMAC_F32 = 0, TMAC_F16 = 1, TMAC_BF16 = 2, TMAC_I8 = 3 };
 /* How activations become tables.
  * TMAC_TABLES_INT8   float activations; one float scale per segment of columns, entries rounded to int8.
  * TMAC_TABLES_EXACT  int8 activations (float ones are first quantised per token by absmax, as BitNet trains);
- *                    entries are exact, split over two byte tables. */
-enum tmac_tables { TMAC_TABLES_INT8 = 0, TMAC_TABLES_EXACT = 1 };
+ *                    entries are exact, split over two byte tables.
+ * TMAC_TABLES_FAST   as TMAC_TABLES_INT8, but entries are averaged with rounding instead of summed ("fast aggregation"):
+ *                    an estimate of the product, quicker where products are bound by instructions. Only instruction
+ *                    sets of tmac_has_fast_aggregation; on these its results are equal bits too. */
+enum tmac_tables { TMAC_TABLES_INT8 = 0, TMAC_TABLES_EXACT = 1, TMAC_TABLES_FAST = 2 };
 
 /* How codes become bytes; drawn in layout.h.
  * TMAC_PLANES   one bit plane per bit of a code.
@@ -77,6 +80,8 @@ TMAC_API int tmac_isa_supported(int i);
 TMAC_API const char *tmac_isa_requires(int i);
 /* Name of the selected one (NULL before tmac_init). */
 TMAC_API const char *tmac_isa_selected(void);
+/* 1 if the selected instruction set knows TMAC_TABLES_FAST, else 0. */
+TMAC_API int tmac_has_fast_aggregation(void);
 TMAC_API int tmac_n_threads(void);
 TMAC_API const char *tmac_status_text(int status);
 
@@ -126,7 +131,8 @@ TMAC_API int tmac_matrix_read(const tmac_matrix *matrix, uint64_t *checksum);
 
 /* y[t][r] = sum_c W[r][c] * x[t][c].
  * x: (n, k) of type F32, F16 or I8, ldx elements from token to token. x_scales: float32 (n), what one unit of an I8
- * activation is worth (NULL: 1); must be NULL for other types. tables: enum tmac_tables; I8 needs TMAC_TABLES_EXACT.
+ * activation is worth (NULL: 1); must be NULL for other types. tables: enum tmac_tables; I8 needs TMAC_TABLES_EXACT,
+ * TMAC_TABLES_FAST a matrix that was loaded where tmac_has_fast_aggregation (TMAC_ERR_ISA otherwise).
  * y: float32 (n, m), ldy elements from token to token. The result does not depend on instruction set or threads. */
 TMAC_API int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx, const float *x_scales,
                          int32_t n, int tables, float *y, int64_t ldy);

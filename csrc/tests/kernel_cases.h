@@ -84,15 +84,17 @@ typedef struct {
     tmac_lut lut;
 } owned_lut;
 
-static inline owned_lut lut_alloc(int32_t k, int32_t n, int32_t segment_columns, int exact)
+static inline owned_lut lut_alloc(int32_t k, int32_t n, int32_t segment_columns, int tables)
 {
+    const int exact = tables == TMAC_TABLES_EXACT;
     const int32_t padded = (k + 127) / 128 * 128, n_segments = padded / segment_columns;
     const size_t floats = (size_t)n * sizeof(float);
     owned_lut o = {guarded_alloc((size_t)padded / QUAD_COLUMNS * (size_t)n * (size_t)(1 + exact) * TABLE_BYTES, 0),
                    guarded_alloc((size_t)n_segments * floats, 4), guarded_alloc((size_t)n_segments * floats, 4),
                    guarded_alloc(floats, 4), guarded_alloc(floats, 4), {0}};
     o.lut = (tmac_lut){n, segment_columns, exact, (int8_t *)o.tables.data, (float *)o.half_scales.data,
-                       (float *)o.sums.data, (float *)o.totals.data, (float *)o.token_scales.data};
+                       (float *)o.sums.data, (float *)o.totals.data, (float *)o.token_scales.data,
+                       tables == TMAC_TABLES_FAST};
     return o;
 }
 static inline void lut_free(owned_lut *o)
@@ -164,35 +166,37 @@ static inline guarded product(const tmac_kernels *isa, const tmac_shape *s, cons
     return y;
 }
 
-static inline void random_case(tmac_shape *s, int32_t *n, int exact, int round)
+static inline void random_case(tmac_shape *s, int32_t *n, int tables, int round)
 {
     static const int32_t tokens[] = {1, 1, 1, 1, 2, 3, 7, 8, 9, 64, 65};
     *n = tokens[round % 11];
     s->m = 1 + random_below(*n > 9 ? 70 : 200);
     s->k = 1 + random_below(*n > 9 ? 140 : 400);
     s->zero = round % 3 ? (float)(1 << (s->bits - 1)) : 0.5f;
-    snprintf(where, sizeof where, "m %d k %d bits %d group_size %d has_zeros %d zero %g exact %d n %d round %d", s->m, s->k,
-             s->bits, s->group_size, s->has_zeros, (double)s->zero, exact, *n, round);
+    snprintf(where, sizeof where, "m %d k %d bits %d group_size %d has_zeros %d zero %g tables %d n %d round %d", s->m, s->k,
+             s->bits, s->group_size, s->has_zeros, (double)s->zero, tables, *n, round);
 }
 
-/* Activations in x, their tables by `isa`. */
-static inline owned_lut random_lut(const tmac_kernels *isa, const tmac_shape *s, int32_t n, int exact, int pattern,
+/* Activations in x, their tables by `isa`. tables: enum tmac_tables. */
+static inline owned_lut random_lut(const tmac_kernels *isa, const tmac_shape *s, int32_t n, int tables, int pattern,
                                    guarded *x)
 {
+    const int exact = tables == TMAC_TABLES_EXACT;
     *x = guarded_alloc((size_t)(n * s->k) * (exact ? 1 : sizeof(float)), exact ? 1 : 4);
     if (exact) fill_bytes((int8_t *)x->data, n * s->k, pattern);
     else fill_floats((float *)x->data, n * s->k, pattern);
-    owned_lut o = lut_alloc(s->k, n, tmac_segment_columns(s), exact);
+    owned_lut o = lut_alloc(s->k, n, tmac_segment_columns(s), tables);
     lut_fill(isa, &o, x->data, s->k);
     return o;
 }
 
-/* Every kind of matrix and table. */
-static inline void for_every_kind(void (*test)(const tmac_kernels *isa, tmac_shape s, int exact, int round),
+/* Every kind of matrix and table that `isa` knows. */
+static inline void for_every_kind(void (*test)(const tmac_kernels *isa, tmac_shape s, int tables, int round),
                                   const tmac_kernels *isa, int rounds)
 {
     static const int32_t groups[] = {0, 32, 64, 128};
-    for (int32_t kind = 0; kind < TMAC_MAX_BITS * 4 * 2 * 2; kind++)
+    const int32_t n_tables = isa->fast_aggregation ? 3 : 2;
+    for (int32_t kind = 0; kind < TMAC_MAX_BITS * 4 * 2 * n_tables; kind++)
         for (int round = 0; round < rounds; round++) {
             const tmac_shape s = {0, 0, 1 + kind % 8, groups[kind / 8 % 4], kind / 32 % 2, 0.0f};
             test(isa, s, kind / 64, rounds > 1 ? round : kind * 7);

@@ -26,14 +26,14 @@ static void test_lut_build(const tmac_kernels *isa)
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
         for (int32_t segment = 32; segment <= 128; segment *= 2)
             for (int pattern = 0; pattern < N_PATTERNS; pattern++)
-                for (int exact = 0; exact < 2; exact++) {
-                    const int32_t k = columns[i], n = 1 + pattern % 3;
-                    snprintf(where, sizeof where, "lut_build k %d n %d segment %d exact %d pattern %d", k, n, segment,
-                             exact, pattern);
+                for (int tables = 0; tables < 2 + isa->fast_aggregation; tables++) {
+                    const int32_t k = columns[i], n = 1 + pattern % 3, exact = tables == TMAC_TABLES_EXACT;
+                    snprintf(where, sizeof where, "lut_build k %d n %d segment %d tables %d pattern %d", k, n, segment,
+                             tables, pattern);
                     guarded x = guarded_alloc((size_t)(k * n) * (exact ? 1 : sizeof(float)), exact ? 1 : 4);
                     if (exact) fill_bytes((int8_t *)x.data, k * n, pattern);
                     else fill_floats((float *)x.data, k * n, pattern);
-                    owned_lut want = lut_alloc(k, n, segment, exact), got = lut_alloc(k, n, segment, exact);
+                    owned_lut want = lut_alloc(k, n, segment, tables), got = lut_alloc(k, n, segment, tables);
                     lut_fill(&tmac_kernels_scalar, &want, x.data, k);
                     lut_fill(isa, &got, x.data, k);
                     check_equal(&want.tables, &got.tables, isa->name, "tables");
@@ -63,18 +63,39 @@ static guarded reordered_tiles(const tmac_kernels *isa, const tmac_shape *s, con
     return g;
 }
 
-static void test_product(const tmac_kernels *isa, tmac_shape s, int exact, int round)
+/* One matrix, n tokens: the same bits as scalar. split: the segment at which a second panel begins. */
+static void compare_product(const tmac_kernels *isa, const tmac_shape *shape, int32_t n, int tables, int pattern, int fill,
+                            int32_t split)
 {
-    int32_t n;
+    const tmac_shape s = *shape;
+    const int32_t ldy = s.m + random_below(3);
     guarded x;
-    random_case(&s, &n, exact, round);
-    owned_lut o = random_lut(&tmac_kernels_scalar, &s, n, exact, random_below(N_PATTERNS), &x);
-    guarded tiles = random_tiles(&s, random_below(8)), own = reordered_tiles(isa, &s, &tiles);
-    const int32_t split = round < 3 ? 0 : random_below(tmac_n_segments(&s) + 1), ldy = s.m + random_below(3);
+    owned_lut o = random_lut(&tmac_kernels_scalar, &s, n, tables, pattern, &x);
+    guarded tiles = random_tiles(&s, fill), own = reordered_tiles(isa, &s, &tiles);
     guarded want = product(&tmac_kernels_scalar, &s, &tiles, &o.lut, 0, ldy);
     guarded got = product(isa, &s, &own, &o.lut, split, ldy);
     check_equal(&want, &got, isa->name, n == 1 && split == 0 ? "gemv's y" : "gemm's y");
     lut_free(&o), guarded_free(&x), guarded_free(&tiles), guarded_free(&own), guarded_free(&want), guarded_free(&got);
+}
+
+static void test_product(const tmac_kernels *isa, tmac_shape s, int tables, int round)
+{
+    int32_t n;
+    random_case(&s, &n, tables, round);
+    compare_product(isa, &s, n, tables, random_below(N_PATTERNS), random_below(8),
+                    round < 3 ? 0 : random_below(tmac_n_segments(&s) + 1));
+}
+
+/* The ends of every accumulator's range: activations all lowest or highest, codes all lowest or highest. */
+static void test_extremes(const tmac_kernels *isa, tmac_shape s, int tables, int round)
+{
+    s.m = 64, s.k = 128, s.zero = 0;
+    for (int i = 0; i < 8; i++) {
+        const int n = i / 4 ? 9 : 1, pattern = i / 2 % 2 ? HIGH : LOW, fill = 1 + i % 2;
+        snprintf(where, sizeof where, "extremes: bits %d group_size %d tables %d n %d pattern %d fill %d round %d", s.bits,
+                 s.group_size, tables, n, pattern, fill, round);
+        compare_product(isa, &s, n, tables, pattern, fill, 0);
+    }
 }
 
 int main(int argc, char **argv)
@@ -89,6 +110,7 @@ int main(int argc, char **argv)
         test_quantize_row(isa);
         test_lut_build(isa);
         for_every_kind(test_product, isa, 11);
+        for_every_kind(test_extremes, isa, 1);
         printf("%s: equal to scalar\n", isa->name);
     }
     return 0;

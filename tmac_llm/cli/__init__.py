@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from tmac_llm.cli import (
     bench,
+    bench_accuracy,
     bench_kernels,
     chat,
     console,
@@ -29,16 +30,17 @@ from tmac_llm.errors import TmacError
 
 
 class BenchGroup(TyperGroup):
-    """`bench` measures a model unless the next word is `kernels`."""
+    """`bench` measures a model unless the next word is `kernels` or `accuracy`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the name of the command that was left out."""
-        return super().parse_args(ctx, args if args[:1] == ["kernels"] else ["model", *args])
+        return super().parse_args(ctx, args if args[:1] in (["kernels"], ["accuracy"]) else ["model", *args])
 
 
 benches = typer.Typer(name="bench", cls=BenchGroup, help="Measure tokens per second, or single kernels.")
 benches.command("model")(bench.bench)
 benches.command("kernels")(bench_kernels.bench_kernels)
+benches.command("accuracy")(bench_accuracy.bench_accuracy)
 
 app = typer.Typer(
     name="tmac-llm",

@@ -63,6 +63,7 @@ def bench(
         typer.Option("--head-bits", show_default="8", help="Bits of the synthetic embedding and head."),
     ] = None,
     tables: opt.Tables = None,
+    fast_aggregation: opt.FastAggregation = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -84,7 +85,8 @@ def bench(
     if min(counts) < 1:
         raise UsageError(f"-t {threads}: expected numbers of at least 1")
     name, source, label = _open(model, synthetic, bits, group_size, head_bits)
-    decoder, facts = load_decoder(source, tables=opt.checked_tables(tables)), measure.weight_facts(source)
+    checked = opt.checked_tables(tables, fast_aggregation)
+    decoder, facts = load_decoder(source, tables=checked), measure.weight_facts(source)
     with console.progress(unit="runs") as bar:
         task = bar.add_task("warming up", total=None)
 

@@ -41,6 +41,7 @@ def bench_kernels(
         bool, typer.Option("--cache", help="One token: repeat one matrix instead of streaming through many.")
     ] = False,
     tables: opt.Tables = None,
+    fast_aggregation: opt.FastAggregation = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -58,7 +59,11 @@ def bench_kernels(
         raise UsageError(f"--group-size {group_size}: expected 32, 64 or 128")
     counts = numbers("-t", threads) if threads else [machine.default_threads()]
     found = measure.cases(
-        shapes.split(","), _widths(bits), numbers("-n", n_tokens), group_size, opt.checked_tables(tables)
+        shapes.split(","),
+        widths(bits),
+        numbers("-n", n_tokens),
+        group_size,
+        opt.checked_tables(tables, fast_aggregation),
     )
     if min(counts) < 1 or min(case.n for case in found) < 1:
         raise UsageError("-t and -n: expected numbers of at least 1")
@@ -75,13 +80,14 @@ HEADER = ("model", "matrix", "m", "k", "bits", "n", "thr", "us", "GB/s", "GMAC/s
 _WIDTHS = (14, 12, 6, 6, 4, 4, 3, 9, 7, 7, 7, 8)
 
 
-def _widths(text: str) -> list[int | None]:
-    widths: list[int | None] = []
+def widths(text: str) -> list[int | None]:
+    """The value of --bits: None for t, ternary; UsageError for anything else."""
+    found: list[int | None] = []
     for part in text.split(","):
         if part != "t" and not (part.isdecimal() and 1 <= int(part) <= 8):
             raise UsageError(f"--bits {text}: expected a list of 1 to 8, or t for ternary")
-        widths.append(None if part == "t" else int(part))
-    return widths
+        found.append(None if part == "t" else int(part))
+    return found
 
 
 def _row(result: KernelResult) -> dict[str, Any]:

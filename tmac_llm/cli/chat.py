@@ -42,6 +42,7 @@ def chat(
     ] = True,
     context: opt.Context = None,
     tables: opt.Tables = None,
+    fast_aggregation: opt.FastAggregation = False,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -55,7 +56,8 @@ def chat(
     from tmac_llm.cli.model_argument import open_model
 
     system_text = read_text(system)  # a mistake is told before the work
-    with open_model(model, threads=threads, tables=tables, context=context) as llm:
+    checked = opt.checked_tables(tables, fast_aggregation)
+    with open_model(model, threads=threads, tables=checked, context=context) as llm:
         session = ChatSession(llm, system=system_text, show_stats=stats)
         session.set_sampling(
             max_tokens=max_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -53,6 +53,7 @@ def evaluate(
         ),
     ] = 128,
     tables: opt.Tables = None,
+    fast_aggregation: opt.FastAggregation = False,
     threads: opt.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
     quiet: opt.Quiet = False,
@@ -65,7 +66,8 @@ def evaluate(
     the second half of a chunk is scored. Standard errors take tokens as independent.
 
     With --reference both models run side by side: KL divergence of every prediction, change of the true
-    token's probability, and how often both find the same token most probable. --tables is for the model only.
+    token's probability, and how often both find the same token most probable. --tables and --fast-aggregation are
+    for the model only.
     """
     from tmac_llm import kernels
     from tmac_llm.cli.model_argument import packed_path
@@ -74,7 +76,10 @@ def evaluate(
         kernels.set_threads(threads)
     path = packed_path(model)
     other = _reference_path(reference) if reference else None
-    result = measure(path, read_text(text), other, context=context, chunks=chunks, batch=batch, tables=tables)
+    checked = opt.checked_tables(tables, fast_aggregation)
+    result = measure(
+        path, read_text(text), other, context=context, chunks=chunks, batch=batch, tables=checked
+    )
     if as_json:
         facts = {"model": path.name, "reference": other.name if other else None, "text": str(text)}
         console.out(json.dumps(facts | asdict(result), indent=2) + "\n")
@@ -103,7 +108,7 @@ def measure(
     chunks: int | None = None,
     at_most: int | None = None,
     batch: int = 128,
-    tables: str | None = None,
+    tables: Literal["int8", "exact", "fast"] | None = None,
 ) -> Evaluation:
     """Evaluate the packed model at `path` with a progress bar.
 
@@ -122,7 +127,7 @@ def measure(
     windows = evaluation.windows(ids, context, bos)
     if chunks is not None and chunks > len(windows):
         raise UsageError(f"--chunks {chunks}: the text has {len(windows)} of {context} tokens")
-    model = load_decoder(packed[0], opt.checked_tables(tables))
+    model = load_decoder(packed[0], tables)
     other = load_decoder(packed[1]) if reference else None
     with console.progress(unit="tokens") as bar:
         task = bar.add_task("perplexity", total=None)

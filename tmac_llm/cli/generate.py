@@ -50,6 +50,7 @@ def generate(
     stop: opt.Stop = None,
     context: opt.Context = None,
     tables: opt.Tables = None,
+    fast_aggregation: opt.FastAggregation = False,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -74,7 +75,8 @@ def generate(
         "seed": seed,
         "stop": stop,
     }
-    with open_model(model, threads=threads, tables=tables, context=context) as llm:
+    checked = opt.checked_tables(tables, fast_aggregation)
+    with open_model(model, threads=threads, tables=checked, context=context) as llm:
         given = {name: value for name, value in sampling.items() if value is not None}
         stream = _start(llm, text, system_text, raw, given)
         for piece in stream:

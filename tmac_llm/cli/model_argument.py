@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tmac_llm.cli import console
-from tmac_llm.cli import options as opt
 from tmac_llm.errors import ConvertError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from tmac_llm.llm import LLM
 
 
-def open_model(model: str | None, *, threads: int | None, tables: str | None, context: int | None) -> LLM:
-    """Load the model that the argument names; None is the embedded one."""
+def open_model(
+    model: str | None,
+    *,
+    threads: int | None,
+    tables: Literal["int8", "exact", "fast"] | None,
+    context: int | None,
+) -> LLM:
+    """Load the model that the argument names; None is the embedded one. tables: of options.checked_tables."""
     import tmac_llm
 
-    checked = opt.checked_tables(tables)
-    return tmac_llm.load(packed_path(model), n_threads=threads, tables=checked, context_length=context)
+    return tmac_llm.load(packed_path(model), n_threads=threads, tables=tables, context_length=context)
 
 
 def packed_path(model: str | None) -> Path:

@@ -59,6 +59,14 @@ Tables = Annotated[
         help="exact: lossless tables of int8 activations; int8: rounded tables. BitNet weights are always exact.",
     ),
 ]
+FastAggregation = Annotated[
+    bool,
+    typer.Option(
+        "--fast-aggregation",
+        envvar="TMAC_FAST_AGGREGATION",
+        help="Average table entries instead of adding them: a little faster and less exact (AVX2, NEON).",
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(
@@ -129,8 +137,12 @@ MaxTokens = Annotated[
 ]
 
 
-def checked_tables(tables: str | None) -> Literal["int8", "exact"] | None:
-    """The value of --tables, or a UsageError."""
+def checked_tables(
+    tables: str | None, fast_aggregation: bool = False
+) -> Literal["int8", "exact", "fast"] | None:
+    """What --tables and --fast-aggregation mean together, or a UsageError."""
     if tables not in (None, "int8", "exact"):
         raise UsageError(f"--tables {tables}: expected int8 or exact")
-    return cast('Literal["int8", "exact"] | None', tables)
+    if fast_aggregation and tables == "exact":
+        raise UsageError("--fast-aggregation and --tables exact: give one of them")
+    return "fast" if fast_aggregation else cast('Literal["int8", "exact"] | None', tables)

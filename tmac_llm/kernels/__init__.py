@@ -3,7 +3,15 @@
 The only package that imports the native module. Knows matrices and threads, never a model.
 """
 
-from tmac_llm.kernels.library import IsaInfo, init, isa_selected, isas, n_threads, set_threads
+from tmac_llm.kernels.library import (
+    IsaInfo,
+    has_fast_aggregation,
+    init,
+    isa_selected,
+    isas,
+    n_threads,
+    set_threads,
+)
 from tmac_llm.kernels.matrix import Matrix, Tables, memory_size
 from tmac_llm.kernels.packing import dequantize_rows, pack, pack_rows, unpack
 from tmac_llm.kernels.quantizing import Quantized, quantize
@@ -17,6 +25,7 @@ __all__ = [
     "Quantized",
     "Tables",
     "dequantize_rows",
+    "has_fast_aggregation",
     "init",
     "isa_selected",
     "isas",

@@ -58,6 +58,12 @@ def isa_selected() -> str:
     return _text(lib.tmac_isa_selected())
 
 
+def has_fast_aggregation() -> bool:
+    """Whether the running instruction set knows tables "fast"."""
+    ensure_initialised()
+    return bool(lib.tmac_has_fast_aggregation())
+
+
 def n_threads() -> int:
     """Threads of the pool, the caller included."""
     ensure_initialised()

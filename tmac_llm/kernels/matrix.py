@@ -8,17 +8,17 @@ import numpy.typing as npt
 
 from tmac_llm._native import ffi, lib
 from tmac_llm.errors import KernelError
-from tmac_llm.kernels.library import check, ensure_initialised, expect, pointer
+from tmac_llm.kernels.library import check, ensure_initialised, expect, has_fast_aggregation, pointer
 from tmac_llm.kernels.shape import MatrixShape
 
-Tables = Literal["int8", "exact"]
+Tables = Literal["int8", "exact", "fast"]
 
 _TYPES: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): lib.TMAC_F32,
     np.dtype(np.float16): lib.TMAC_F16,
     np.dtype(np.int8): lib.TMAC_I8,
 }
-_TABLES = {"int8": lib.TMAC_TABLES_INT8, "exact": lib.TMAC_TABLES_EXACT}
+_TABLES = {"int8": lib.TMAC_TABLES_INT8, "exact": lib.TMAC_TABLES_EXACT, "fast": lib.TMAC_TABLES_FAST}
 
 Activations = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
@@ -38,6 +38,7 @@ class Matrix:
         out = ffi.new("tmac_matrix **")
         check(lib.tmac_matrix_load(shape.c, pointer(tiles), out), f"loading {shape.packed_size} bytes")
         self.shape = shape
+        self._has_fast = has_fast_aggregation()
         self._handle: Any = ffi.gc(out[0], lib.tmac_matrix_free, shape.packed_size)
 
     def matmul(
@@ -51,9 +52,10 @@ class Matrix:
 
         x: float32, float16 or int8, contiguous within a row. tables: "int8" rounds table entries to a scale
         per segment of columns; "exact" is the integer recipe of BitNet (float x is first quantised per token
-        to int8), and what matrices of encoding "ternary" use in either case. x_scales: float32 (n,), what one
+        to int8), and what matrices of encoding "ternary" use in any case; "fast" averages the entries of "int8"
+        instead of adding them (see `has_fast_aggregation`). x_scales: float32 (n,), what one
         unit of int8 x is worth (None: 1). out: float32 of the result's shape. Raises KernelError for a wrong
-        dtype, shape or layout, and for NaN or infinity in x.
+        dtype, shape or layout, for tables that the instruction set lacks, and for NaN or infinity in x.
         """
         if out is None and isinstance(x, np.ndarray):
             out = np.empty((*x.shape[:-1], self.shape.m), np.float32)
@@ -120,7 +122,11 @@ class Matrix:
         if not out.flags.writeable or np.may_share_memory(x, out):
             raise KernelError("matmul: out: expected a writeable array that does not overlap x")
         if tables not in _TABLES:
-            raise KernelError(f'matmul: tables: expected "int8" or "exact", found {tables!r}')
+            raise KernelError(f'matmul: tables: expected "int8", "exact" or "fast", found {tables!r}')
+        if tables == "fast" and not self._has_fast:
+            raise KernelError(
+                'matmul: tables "fast": the instruction set of this matrix has no kernel for them'
+            )
         if x.dtype == np.int8 and tables != "exact":
             raise KernelError('matmul: int8 x needs tables="exact"')
         if x_scales is not None:

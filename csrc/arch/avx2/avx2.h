@@ -60,6 +60,22 @@ INLINE __m256i add_bytes(__m256i sum, __m256i bytes, const int even, const int o
     return sum;
 }
 
+/* The same for averages (TMAC_TABLES_FAST), which are unsigned. */
+INLINE __m256i add_averages(__m256i sum, __m256i bytes, const int even, const int odd)
+{
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, _mm256_set1_epi16((short)(1 << even | 256 << odd))));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+/* What an int16 sum of averages starts from, of planes of total weight `weight` over `steps` steps: minus the 128 of
+ * every average, and minus 1 per step and pair of lanes for rounding (4 of acc, kernels.h). */
+INLINE __m256i averages_start(int32_t steps, int weight)
+{
+    const short start = (short)(-128 * steps * weight);
+    return _mm256_set_m128i(_mm_set1_epi16(start), _mm_set1_epi16((short)(start - steps * weight)));
+}
+
 /* Entries whose even bytes weigh 2^p and odd bytes 2^next. lo: int8 tables or the lo entries; hi: exact only. */
 INLINE void add_entries(octet_sum *sum, __m256i lo, __m256i hi, const int p, const int next, const int bits,
                         const int exact)
@@ -143,21 +159,48 @@ INLINE void step_lookup_exact(const uint8_t *at, const int8_t *lo, int64_t quad_
     }
 }
 
-/* Both lanes of the two octets x and y, added in int32. Octet 0 has rows 0-3 and 8-11 of the tile, octet 1 the others
- * (reorder.c), so that interleaving leaves rows 0-7 in out[0] and rows 8-15 in out[1]. */
-INLINE void add_lanes(__m256i x, __m256i y, __m256i out[OCTETS_PER_TILE])
+/* TMAC_TABLES_FAST: all planes of one step and one tile, the four k-groups of a lane averaged. tables: of the first quad;
+ * those of the second follow. sums start from averages_start. */
+INLINE void step_lookup_fast(const uint8_t *at, const int8_t *tables, octet_sum sums[OCTETS_PER_TILE], const int bits)
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i own = _mm256_blend_epi32(x, y, 0xf0), other = _mm256_permute2x128_si256(x, y, 0x21);
-    out[0] = _mm256_madd_epi16(_mm256_unpacklo_epi16(own, other), ones);
-    out[1] = _mm256_madd_epi16(_mm256_unpackhi_epi16(own, other), ones);
+    UNROLL for (int v = 0; v < bits; v++) /* two octets of a pair of planes, or the last plane */
+    {
+        __m256i index[4], half[2];
+        step_indices(at + v * 2 * INDEX_BYTES, index);
+        UNROLL for (int i = 0; i < 2; i++)
+            half[i] = _mm256_avg_epu8(_mm256_shuffle_epi8(table_half(tables, i), index[i]),
+                                      _mm256_shuffle_epi8(table_half(tables + TABLE_BYTES, i), index[2 + i]));
+        const __m256i average = _mm256_avg_epu8(half[0], half[1]), zero = _mm256_setzero_si256();
+        const int high = v >= INT8_SHARED_BITS, p = v / 2 * 2 - high * INT8_SHARED_BITS;
+        __m256i *sum_0 = high ? &sums[0].b : &sums[0].a, *sum_1 = high ? &sums[1].b : &sums[1].a;
+        if (bits % 2 && v == bits - 1) {
+            *sum_0 = add_averages(*sum_0, _mm256_unpacklo_epi8(average, zero), p, p);
+            *sum_1 = add_averages(*sum_1, _mm256_unpackhi_epi8(average, zero), p, p);
+        } else {
+            __m256i *sum = v % 2 ? sum_1 : sum_0;
+            *sum = add_averages(*sum, average, p, p + 1);
+        }
+    }
 }
-INLINE void widen(const octet_sum sums[OCTETS_PER_TILE], __m256i rows[OCTETS_PER_TILE], const int bits, const int exact)
+
+/* Both lanes of the two octets x and y, added in int32. Octet 0 has rows 0-3 and 8-11 of the tile, octet 1 the others
+ * (reorder.c), so that interleaving leaves rows 0-7 in out[0] and rows 8-15 in out[1]; times factor. */
+INLINE void add_lanes(__m256i x, __m256i y, __m256i out[OCTETS_PER_TILE], const int factor)
 {
-    add_lanes(sums[0].a, sums[1].a, rows);
+    const __m256i factors = _mm256_set1_epi16((short)factor);
+    const __m256i own = _mm256_blend_epi32(x, y, 0xf0), other = _mm256_permute2x128_si256(x, y, 0x21);
+    out[0] = _mm256_madd_epi16(_mm256_unpacklo_epi16(own, other), factors);
+    out[1] = _mm256_madd_epi16(_mm256_unpackhi_epi16(own, other), factors);
+}
+
+INLINE void widen(const octet_sum sums[OCTETS_PER_TILE], __m256i rows[OCTETS_PER_TILE], const int bits, const int exact,
+                  const int fast)
+{
+    const int factor = fast ? 4 : 1;
+    add_lanes(sums[0].a, sums[1].a, rows, factor);
     if (!two_sums(bits, exact)) return;
     __m256i high[OCTETS_PER_TILE];
-    add_lanes(sums[0].b, sums[1].b, high);
+    add_lanes(sums[0].b, sums[1].b, high, factor);
     for (int o = 0; o < OCTETS_PER_TILE; o++)
         rows[o] = _mm256_add_epi32(rows[o], _mm256_slli_epi32(high[o], exact ? 5 : 4));
 }

@@ -6,6 +6,7 @@ const tmac_kernels tmac_kernels_avx2 = {
     .name = "avx2",
     .requires = "AVX2, FMA, F16C",
     .features = TMAC_CPU_AVX2,
+    .fast_aggregation = 1,
     .quantize_row = tmac_quantize_row_avx2,
     .lut_build = tmac_lut_build_avx2,
     .lut_build_exact = tmac_lut_build_exact_avx2,

@@ -100,10 +100,11 @@ int tmac_lut_build_avx2(const float *x, int32_t k, int32_t t, int32_t segment_be
         lut->half_scales[(int64_t)s * lut->n + t] = 0.5f * (amax / 127.0f);
         lut->sums[(int64_t)s * lut->n + t] = sum_lanes(sums[0], sums[1]);
         __m256 inverse = _mm256_set1_ps(amax >= TMAC_TABLE_AMAX_MIN ? 127.0f / amax : 0.0f);
+        const __m256i offset = _mm256_set1_epi8(lut->fast ? -128 : 0);
         for (int32_t c = begin; c < end; c += QUAD_COLUMNS) {
             __m256i *table = (__m256i *)quad_tables(lut, c / QUAD_COLUMNS, t);
-            _mm256_store_si256(table, half_build(load_columns(x, k, c), inverse));
-            _mm256_store_si256(table + 1, half_build(load_columns(x, k, c + 8), inverse));
+            _mm256_store_si256(table, _mm256_xor_si256(half_build(load_columns(x, k, c), inverse), offset));
+            _mm256_store_si256(table + 1, _mm256_xor_si256(half_build(load_columns(x, k, c + 8), inverse), offset));
         }
     }
     return 0;

@@ -1,12 +1,17 @@
 /* y = W x for n tokens over one K panel with AVX2. The nibbles of a segment of 64 rows are split into index registers
  * once, in the L1 cache, and serve a block of tokens one after the other: a lookup then is vpshufb with its index in
  * memory, vpmaddubsw and vpaddw, three instructions, and each table is loaded once. Blocks of 1 tile x 4 tokens or
- * 1 tile x 8 tokens in registers need 4.5 instructions per lookup and read every table four times. */
+ * 1 tile x 8 tokens in registers need 4.5 instructions per lookup and read every table four times. Four vector units
+ * (Zen 3) thus bound a product at 128/b * 4/3 multiply-adds per cycle for b even bits. */
 #include "avx2.h"
 
 #include <string.h>
 
-enum { GEMM_TOKENS = 16, OCTETS = TILES_PER_BLOCK * OCTETS_PER_TILE, PREFETCH_BYTES = 8192 };
+enum {
+    GEMM_TOKENS = 64, /* a whole pass: 16 tokens per split cost 4 to 14 % of the speed */
+    OCTETS = TILES_PER_BLOCK * OCTETS_PER_TILE,
+    PREFETCH_BYTES = 8192
+};
 
 /* One segment of one row block, ready for any token. */
 typedef struct {
@@ -18,11 +23,14 @@ typedef struct {
 INLINE void split_segment(const tmac_shape *shape, const uint8_t *segment, segment_rows *rows, const int bits)
 {
     const int32_t bytes = tmac_steps_per_segment(shape) * bits * VECTOR_BYTES;
-    for (int32_t i = 0; i < bytes; i += INDEX_BYTES) {
-        const __m256i w = _mm256_load_si256((const __m256i *)(segment + i));
-        _mm_prefetch((const char *)segment + i + PREFETCH_BYTES, _MM_HINT_T0);
-        _mm256_store_si256((__m256i *)(rows->indices + 2 * i), low_index(w));
-        _mm256_store_si256((__m256i *)(rows->indices + 2 * i) + 1, high_index(w));
+    for (int32_t line = 0; line < bytes; line += 64) {
+        _mm_prefetch((const char *)segment + line + PREFETCH_BYTES, _MM_HINT_T0);
+        UNROLL for (int32_t i = line; i < line + 64; i += INDEX_BYTES)
+        {
+            const __m256i w = _mm256_load_si256((const __m256i *)(segment + i));
+            _mm256_store_si256((__m256i *)(rows->indices + 2 * i), low_index(w));
+            _mm256_store_si256((__m256i *)(rows->indices + 2 * i) + 1, high_index(w));
+        }
     }
     if (!shape->group_size) return;
     for (int r = 0; r < TMAC_ROWS_PER_BLOCK; r += OCTET_ROWS) {
@@ -63,9 +71,16 @@ INLINE void quad_pass(const uint8_t *indices, const int8_t *table, __m256i sums[
     }
 }
 
-/* Exact tables: planes [begin, end) of one step for all octets, the lo or the hi tables, times 2^shift. */
+/* Two registers of entries as one of bytes: sums of exact ones, which are at most 16; averages of TMAC_TABLES_FAST. */
+INLINE __m256i combine(__m256i a, __m256i b, const int fast)
+{
+    return fast ? _mm256_avg_epu8(a, b) : _mm256_add_epi8(a, b);
+}
+
+/* Exact tables (the lo or the hi ones, times 2^shift) and TMAC_TABLES_FAST: planes [begin, end) of one step for all
+ * octets. */
 INLINE void step_pass(const uint8_t *indices, const int8_t *table, int64_t quad_stride, __m256i sums[OCTETS],
-                      const int begin, const int end, const int shift, const int bits)
+                      const int begin, const int end, const int shift, const int bits, const int fast)
 {
     const __m256i table_01 = table_half(table, 0), table_23 = table_half(table, 1);
     const __m256i next_01 = table_half(table + quad_stride, 0), next_23 = table_half(table + quad_stride, 1);
@@ -77,22 +92,29 @@ INLINE void step_pass(const uint8_t *indices, const int8_t *table, int64_t quad_
         {
             const int last = v == bits - 1 && bits % 2, p = (last ? v : v / 2 * 2) - begin + shift;
             const uint8_t *index = at + v * 4 * INDEX_BYTES, *next = index + 2 * INDEX_BYTES;
-            const __m256i first = _mm256_add_epi8(entries_of(table_01, index, 0), entries_of(next_01, next, 0));
-            const __m256i second = _mm256_add_epi8(entries_of(table_23, index, 1), entries_of(next_23, next, 1));
-            if (!last) {
-                sum[v % 2] = add_bytes(sum[v % 2], _mm256_add_epi8(first, second), p, p + 1);
-            } else {
+            const __m256i first = combine(entries_of(table_01, index, 0), entries_of(next_01, next, 0), fast);
+            const __m256i second = combine(entries_of(table_23, index, 1), entries_of(next_23, next, 1), fast);
+            if (last && fast) {
+                const __m256i average = combine(first, second, fast), zero = _mm256_setzero_si256();
+                sum[0] = add_averages(sum[0], _mm256_unpacklo_epi8(average, zero), p, p);
+                sum[1] = add_averages(sum[1], _mm256_unpackhi_epi8(average, zero), p, p);
+            } else if (last) {
                 sum[0] = add_bytes(sum[0], _mm256_unpacklo_epi8(first, second), p, p);
                 sum[1] = add_bytes(sum[1], _mm256_unpackhi_epi8(first, second), p, p);
+            } else if (fast) {
+                sum[v % 2] = add_averages(sum[v % 2], combine(first, second, fast), p, p + 1);
+            } else {
+                sum[v % 2] = add_bytes(sum[v % 2], combine(first, second, fast), p, p + 1);
             }
         }
     }
 }
 
 /* totals: int32 sums of the block's rows over one segment. Planes, and lo and hi tables, that do not fit one int16
- * accumulator (octet_sum, avx2.h; here 8 exact bits go in two halves) take a pass each. */
+ * accumulator (octet_sum, avx2.h; here 8 exact bits go in two halves) take a pass each. Four planes of averages: at most
+ * 4 steps * 127 * 15, what is added before the last step may wrap. */
 INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t quad_stride, int32_t steps,
-                           __m256i totals[OCTETS], const int bits, const int exact)
+                           __m256i totals[OCTETS], const int bits, const int exact, const int fast)
 {
     const int limit = exact && bits < 8 ? bits : INT8_SHARED_BITS, shared = exact && bits <= EXACT_SHARED_BITS;
     UNROLL for (int o = 0; o < OCTETS; o++) totals[o] = _mm256_setzero_si256();
@@ -100,22 +122,23 @@ INLINE void segment_lookup(const uint8_t *indices, const int8_t *tables, int64_t
         UNROLL for (int e = 0; e <= (exact && !shared); e++)
         {
             const int end = begin + limit < bits ? begin + limit : bits, shift = begin + 5 * e;
+            const __m256i start = fast ? averages_start(steps, (1 << (end - begin)) - 1) : _mm256_setzero_si256();
             __m256i sums[OCTETS], wide[OCTETS_PER_TILE];
-            UNROLL for (int o = 0; o < OCTETS; o++) sums[o] = _mm256_setzero_si256();
+            UNROLL for (int o = 0; o < OCTETS; o++) sums[o] = start;
             for (int32_t step = 0; step < steps; step++) {
                 const uint8_t *at = indices + step * bits * 2 * VECTOR_BYTES;
                 const int8_t *table = tables + step * 2 * quad_stride + e * TABLE_BYTES;
-                if (!exact) {
+                if (exact || fast) {
+                    step_pass(at, table, quad_stride, sums, begin, end, 0, bits, fast);
+                    if (shared) step_pass(at, table + TABLE_BYTES, quad_stride, sums, begin, end, 5, bits, fast);
+                } else {
                     quad_pass(at, table, sums, begin, end, bits);
                     quad_pass(at + 2 * INDEX_BYTES, table + quad_stride, sums, begin, end, bits);
-                } else {
-                    step_pass(at, table, quad_stride, sums, begin, end, 0, bits);
-                    if (shared) step_pass(at, table + TABLE_BYTES, quad_stride, sums, begin, end, 5, bits);
                 }
             }
             UNROLL for (int o = 0; o < OCTETS; o++)
             {
-                if (o % 2 == 0) add_lanes(sums[o], sums[o + 1], wide);
+                if (o % 2 == 0) add_lanes(sums[o], sums[o + 1], wide, fast ? 4 : 1);
                 totals[o] = _mm256_add_epi32(totals[o], _mm256_slli_epi32(wide[o % 2], shift));
             }
         }
@@ -151,7 +174,7 @@ typedef struct {
 } gemm_block;
 
 /* partial: float (tokens, 64), the sums over the segments before; updated. */
-INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact)
+INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int fast)
 {
     const tmac_lut *lut = b->lut;
     const int32_t n = lut->n, steps = tmac_steps_per_segment(b->shape);
@@ -162,8 +185,8 @@ INLINE void panel(const gemm_block *b, float *partial, const int bits, const int
         for (int32_t t = 0; t < b->tokens; t++) {
             const int64_t scale = (int64_t)s * n + b->token + t;
             __m256i totals[OCTETS];
-            segment_lookup(rows.indices, quad_tables(lut, s * steps * 2, b->token + t), quad_stride, steps, totals,
-                           bits, exact);
+            const int8_t *tables = quad_tables(lut, s * steps * 2, b->token + t);
+            segment_lookup(rows.indices, tables, quad_stride, steps, totals, bits, exact, fast);
             add_segment(&rows, totals, lut->half_scales[scale], lut->sums[scale], b->shape->group_size != 0,
                         partial + t * TMAC_ROWS_PER_BLOCK);
         }
@@ -176,9 +199,11 @@ typedef void panel_function(const gemm_block *b, float *partial);
     static void tmac_lut_gemm_##bits##_avx2(const gemm_block *b, float *partial)                                    \
     {                                                                                                               \
         if (b->lut->exact)                                                                                          \
-            panel(b, partial, bits, 1);                                                                             \
+            panel(b, partial, bits, 1, 0);                                                                          \
+        else if (b->lut->fast)                                                                                      \
+            panel(b, partial, bits, 0, 1);                                                                          \
         else                                                                                                        \
-            panel(b, partial, bits, 0);                                                                             \
+            panel(b, partial, bits, 0, 0);                                                                          \
     }
 PANEL(1) PANEL(2) PANEL(3) PANEL(4) PANEL(5) PANEL(6) PANEL(7) PANEL(8)
 static panel_function *const panels[TMAC_MAX_BITS] = {tmac_lut_gemm_1_avx2, tmac_lut_gemm_2_avx2, tmac_lut_gemm_3_avx2,
@@ -188,7 +213,7 @@ static panel_function *const panels[TMAC_MAX_BITS] = {tmac_lut_gemm_1_avx2, tmac
 /* Rows of y to partial. row: the block's first. */
 static void load_partial(const gemm_block *b, int32_t row, const float *y, int64_t ldy, float *partial)
 {
-    memset(partial, 0, GEMM_TOKENS * TMAC_ROWS_PER_BLOCK * sizeof *partial);
+    memset(partial, 0, (size_t)b->tokens * TMAC_ROWS_PER_BLOCK * sizeof *partial);
     if (b->segment_begin == 0) return;
     const int32_t left = b->shape->m - row, rows = left < TMAC_ROWS_PER_BLOCK ? left : TMAC_ROWS_PER_BLOCK;
     for (int32_t t = 0; t < b->tokens; t++)

@@ -29,15 +29,19 @@ INLINE void add_segment(const tmac_shape *shape, const uint8_t *at, const tmac_l
  * not all fit the registers; still one pass in the order of memory is best (a pass for each half of the rows reads from
  * DRAM at a third of the speed). */
 INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t begin, int32_t end,
-                         __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+                         __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int fast)
 {
     /* With few bytes per lookup it pays to ask for them ahead; elsewhere the hardware does so better (1 thread, DRAM,
      * share of a plain read with and without: 1 bit 0.74, 0.66; 2 bits 0.85, 0.93; 4 bits 0.86, 1.0; 2 bits exact 0.75,
      * 0.65; 4 bits exact 0.76, 0.88). Prefetching into the L2 cache only: up to 1.05, but 0.4 in some runs. */
     const int prefetch = bits <= 1 + exact ? bits * VECTOR_BYTES : 0;
     octet_sum sums[TILES_PER_BLOCK][OCTETS_PER_TILE];
+    const int low = bits < INT8_SHARED_BITS ? bits : INT8_SHARED_BITS, high = bits - low;
+    const __m256i zero = _mm256_setzero_si256();
+    const octet_sum start = {fast ? averages_start(end - begin, (1 << low) - 1) : zero,
+                             fast ? averages_start(end - begin, (1 << high) - 1) : zero};
     UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++)
-        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][o].a = sums[i][o].b = _mm256_setzero_si256();
+        UNROLL for (int o = 0; o < OCTETS_PER_TILE; o++) sums[i][o] = start;
     for (int32_t step = begin; step < end; step++) {
         const uint8_t *at = segment + step * bits * VECTOR_BYTES;
         const int8_t *step_tables = tables + step * 2 * (1 + exact) * TABLE_BYTES;
@@ -46,26 +50,28 @@ INLINE void steps_lookup(const uint8_t *segment, const int8_t *tables, int32_t b
         UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++, at += bits * 2 * INDEX_BYTES)
             if (exact) {
                 step_lookup_exact(at, step_tables, 2 * TABLE_BYTES, sums[i], bits);
+            } else if (fast) {
+                step_lookup_fast(at, step_tables, sums[i], bits);
             } else {
                 quad_lookup(at, step_tables, sums[i], bits);
                 quad_lookup(at + INDEX_BYTES, step_tables + TABLE_BYTES, sums[i], bits);
             }
     }
-    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++) widen(sums[i], totals[i], bits, exact);
+    UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++) widen(sums[i], totals[i], bits, exact, fast);
 }
 
 /* The same over a whole segment, however often the accumulators must be emptied. */
 INLINE void segment_lookup(const uint8_t *segment, const int8_t *tables, int32_t steps,
-                           __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact)
+                           __m256i totals[][OCTETS_PER_TILE], const int bits, const int exact, const int fast)
 {
     const int limit = widen_steps(bits, exact);
     if (limit == MAX_STEPS || steps <= limit) {
-        steps_lookup(segment, tables, 0, steps, totals, bits, exact);
+        steps_lookup(segment, tables, 0, steps, totals, bits, exact, fast);
         return;
     }
     __m256i second[TILES_PER_BLOCK][OCTETS_PER_TILE];
-    steps_lookup(segment, tables, 0, limit, totals, bits, exact);
-    steps_lookup(segment, tables, limit, steps, second, bits, exact);
+    steps_lookup(segment, tables, 0, limit, totals, bits, exact, fast);
+    steps_lookup(segment, tables, limit, steps, second, bits, exact, fast);
     for (int i = 0; i < TILES_PER_BLOCK; i++)
         for (int o = 0; o < OCTETS_PER_TILE; o++) totals[i][o] = _mm256_add_epi32(totals[i][o], second[i][o]);
 }
@@ -84,7 +90,7 @@ static void store_rows(const tmac_shape *shape, const uint8_t *at, const tmac_lu
 }
 
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
-                 int32_t block_end, float *y, const int bits, const int exact)
+                 int32_t block_end, float *y, const int bits, const int exact, const int fast)
 {
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t step_bytes = bits * VECTOR_BYTES, segment_bytes = tmac_segment_bytes(shape);
@@ -94,7 +100,7 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
         for (int32_t s = 0; s < n_segments; s++, at += segment_bytes) {
             const int8_t *tables = quad_tables(lut, s * steps * 2, 0);
             __m256i totals[TILES_PER_BLOCK][OCTETS_PER_TILE];
-            segment_lookup(at, tables, steps, totals, bits, exact);
+            segment_lookup(at, tables, steps, totals, bits, exact, fast);
             UNROLL for (int i = 0; i < TILES_PER_BLOCK; i++)
                 add_segment(shape, at + steps * step_bytes, lut, s, i, totals[i], rows, bits);
         }
@@ -108,9 +114,11 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
                                             int32_t block_begin, int32_t block_end, float *y)                      \
     {                                                                                                               \
         if (lut->exact)                                                                                             \
-            gemv(shape, weights, lut, block_begin, block_end, y, bits, 1);                                          \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 1, 0);                                       \
+        else if (lut->fast)                                                                                         \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0, 1);                                       \
         else                                                                                                        \
-            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0);                                          \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0, 0);                                       \
     }
 GEMV(1) GEMV(2) GEMV(3) GEMV(4) GEMV(5) GEMV(6) GEMV(7) GEMV(8)
 

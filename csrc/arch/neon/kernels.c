@@ -6,6 +6,7 @@ const tmac_kernels tmac_kernels_neon = {
     .name = "neon",
     .requires = "AArch64 NEON",
     .features = TMAC_CPU_NEON,
+    .fast_aggregation = 1,
     .quantize_row = tmac_quantize_row_neon,
     .lut_build = tmac_lut_build_neon,
     .lut_build_exact = tmac_lut_build_exact_neon,

@@ -58,16 +58,18 @@ INLINE float sum_lanes(const float32x4_t sums[4])
 
 INLINE int32x4_t scaled(float32x4_t entries, float inverse) { return vcvtnq_s32_f32(vmulq_n_f32(entries, inverse)); }
 
-/* The table of one k-group. */
-INLINE void group_build(float32x4_t x, float inverse, int8_t *table)
+/* The table of one k-group; offset: added by exclusive or. */
+INLINE void group_build(float32x4_t x, float inverse, int8x8_t offset, int8_t *table)
 {
     /* signs of bits 0 and 1 of the entry; bits 2 and 3 come from both and one */
     static const float sign0[4] = {-1, 1, -1, 1}, sign1[4] = {-1, -1, 1, 1};
     const float32x4_t low = vaddq_f32(vmulq_laneq_f32(vld1q_f32(sign0), x, 0), vmulq_laneq_f32(vld1q_f32(sign1), x, 1));
     const float32x4_t x2 = vdupq_laneq_f32(x, 2), x3 = vdupq_laneq_f32(x, 3);
     const float32x4_t both = vaddq_f32(x2, x3), one = vsubq_f32(x2, x3);
-    vst1_s8(table, to_bytes(scaled(vsubq_f32(low, both), inverse), scaled(vaddq_f32(low, one), inverse)));
-    vst1_s8(table + 8, to_bytes(scaled(vsubq_f32(low, one), inverse), scaled(vaddq_f32(low, both), inverse)));
+    const int8x8_t front = to_bytes(scaled(vsubq_f32(low, both), inverse), scaled(vaddq_f32(low, one), inverse));
+    const int8x8_t back = to_bytes(scaled(vsubq_f32(low, one), inverse), scaled(vaddq_f32(low, both), inverse));
+    vst1_s8(table, veor_s8(front, offset));
+    vst1_s8(table + 8, veor_s8(back, offset));
 }
 
 int tmac_lut_build_neon(const float *x, int32_t k, int32_t t, int32_t segment_begin, int32_t segment_end,
@@ -95,7 +97,8 @@ int tmac_lut_build_neon(const float *x, int32_t k, int32_t t, int32_t segment_be
         lut->sums[(int64_t)s * lut->n + t] = sum_lanes(sums);
         for (int32_t c = begin; c < end; c += QUAD_COLUMNS)
             for (int g = 0; g < 4; g++)
-                group_build(load_columns(x, k, c + g * 4), inverse, quad_tables(lut, c / QUAD_COLUMNS, t) + g * 16);
+                group_build(load_columns(x, k, c + g * 4), inverse, vdup_n_s8(lut->fast ? -128 : 0),
+                            quad_tables(lut, c / QUAD_COLUMNS, t) + g * 16);
     }
     return 0;
 }

@@ -1,7 +1,7 @@
 /* y = W x for n tokens over one K panel with NEON: indices are made once per weight register and used for a register
  * block of 4 octets x 4 tokens (2 octets where tables are exact). All rows of a block go through a segment before the
  * next one: its tables, thousands of bytes apart from quad to quad, come from the L2 cache once. */
-#include "neon.h"
+#include "fast.h"
 
 #include <string.h>
 
@@ -17,7 +17,8 @@ typedef struct {
 } gemm_block;
 
 /* partial: float (GEMM_TOKENS, 64), the sums over the segments before; updated. */
-INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int tokens)
+INLINE void panel(const gemm_block *b, float *partial, const int bits, const int exact, const int fast,
+                  const int tokens)
 {
     const int octets = exact ? 2 : 4;
     const tmac_shape *shape = b->shape;
@@ -30,8 +31,9 @@ INLINE void panel(const gemm_block *b, float *partial, const int bits, const int
         const float *sums = b->lut->sums + (int64_t)s * n + b->token;
         for (int octet = 0; octet < OCTETS; octet += octets) {
             octet_total totals[GEMM_TOKENS * 4];
-            segment_lookup(segment + octet * INDEX_BYTES, tables, quad_stride, steps, totals, bits, exact, octets,
-                           tokens);
+            const uint8_t *first = segment + octet * INDEX_BYTES;
+            if (fast) segment_average(first, tables, quad_stride, steps, totals, bits, octets, tokens);
+            else segment_lookup(first, tables, quad_stride, steps, totals, bits, exact, octets, tokens);
             for (int t = 0; t < tokens; t++)
                 for (int i = 0; i < octets * 2; i++) {
                     const int r = octet * OCTET_ROWS + i * 4;
@@ -52,9 +54,11 @@ typedef void panel_function(const gemm_block *b, float *partial);
     static void tmac_lut_gemm_##bits##x##tokens##_neon(const gemm_block *b, float *partial)                         \
     {                                                                                                               \
         if (b->lut->exact)                                                                                          \
-            panel(b, partial, bits, 1, tokens);                                                                     \
+            panel(b, partial, bits, 1, 0, tokens);                                                                  \
+        else if (b->lut->fast)                                                                                      \
+            panel(b, partial, bits, 0, 1, tokens);                                                                  \
         else                                                                                                        \
-            panel(b, partial, bits, 0, tokens);                                                                     \
+            panel(b, partial, bits, 0, 0, tokens);                                                                  \
     }
 #define PANELS(bits) PANEL(bits, 1) PANEL(bits, 2) PANEL(bits, 4)
 #define PANELS_OF(bits) {tmac_lut_gemm_##bits##x1_neon, tmac_lut_gemm_##bits##x2_neon, tmac_lut_gemm_##bits##x4_neon}

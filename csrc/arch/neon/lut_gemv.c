@@ -1,10 +1,10 @@
 /* y = W x for one token with NEON: segment by segment, one forward stream of weights. */
-#include "neon.h"
+#include "fast.h"
 
 enum { PREFETCH_BYTES = 2048 };
 
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
-                 int32_t block_end, float *y, const int bits, const int exact)
+                 int32_t block_end, float *y, const int bits, const int exact, const int fast)
 {
     const int octets = exact ? OCTETS / 2 : OCTETS; /* sums, indices and tables of 8 do not fit 32 registers */
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
@@ -17,8 +17,11 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
             for (int64_t line = 0; line < segment_bytes; line += 64) __builtin_prefetch(at + line + PREFETCH_BYTES);
             for (int octet = 0; octet < OCTETS; octet += octets) {
                 octet_total totals[OCTETS];
-                segment_lookup(at + octet * INDEX_BYTES, quad_tables(lut, s * steps * 2, 0), (1 + exact) * TABLE_BYTES,
-                               steps, totals, bits, exact, octets, 1);
+                const int8_t *tables = quad_tables(lut, s * steps * 2, 0);
+                const uint8_t *first = at + octet * INDEX_BYTES;
+                const int64_t quad_stride = (1 + exact) * TABLE_BYTES;
+                if (fast) segment_average(first, tables, quad_stride, steps, totals, bits, octets, 1);
+                else segment_lookup(first, tables, quad_stride, steps, totals, bits, exact, octets, 1);
                 UNROLL for (int i = 0; i < octets * 2; i++)
                 {
                     const int r = octet * OCTET_ROWS + i * 4;
@@ -41,9 +44,11 @@ INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut
                                             int32_t block_begin, int32_t block_end, float *y)                      \
     {                                                                                                               \
         if (lut->exact)                                                                                             \
-            gemv(shape, weights, lut, block_begin, block_end, y, bits, 1);                                          \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 1, 0);                                       \
+        else if (lut->fast)                                                                                         \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0, 1);                                       \
         else                                                                                                        \
-            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0);                                          \
+            gemv(shape, weights, lut, block_begin, block_end, y, bits, 0, 0);                                       \
     }
 GEMV(1) GEMV(2) GEMV(3) GEMV(4) GEMV(5) GEMV(6) GEMV(7) GEMV(8)
 

@@ -5,6 +5,7 @@ const tmac_kernels tmac_kernels_scalar = {
     .name = "scalar",
     .requires = "any CPU",
     .features = 0,
+    .fast_aggregation = 1,
     .quantize_row = tmac_quantize_row_scalar,
     .lut_build = tmac_lut_build_scalar,
     .lut_build_exact = tmac_lut_build_exact_scalar,

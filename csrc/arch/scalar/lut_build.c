@@ -63,7 +63,7 @@ int tmac_lut_build_scalar(const float *x, int32_t k, int32_t t, int32_t segment_
             for (int v = 0; v < 16; v++) {
                 float low = (v & 1 ? group[0] : -group[0]) + (v & 2 ? group[1] : -group[1]);
                 float high = (v & 4 ? group[2] : -group[2]) + (v & 8 ? group[3] : -group[3]);
-                table[v] = (int8_t)rintf((low + high) * inverse);
+                table[v] = (int8_t)((int8_t)rintf((low + high) * inverse) ^ (lut->fast ? -128 : 0));
             }
         }
     }

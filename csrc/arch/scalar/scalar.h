@@ -36,6 +36,37 @@ static inline void segment_lookup(const tmac_shape *shape, const uint8_t *segmen
     }
 }
 
+/* Index of one row, plane and k-group of a segment. */
+static inline int32_t plane_index(const tmac_shape *shape, const uint8_t *segment, int32_t row, int32_t plane,
+                                  int32_t group)
+{
+    const int32_t bits = shape->bits, quad = group / 4, shared = plane == bits - 1 && bits % 2;
+    const uint8_t *step = segment + quad / 2 * bits * VECTOR_BYTES;
+    const uint8_t *vector = step + (shared ? plane : plane / 2 * 2 + quad % 2) * VECTOR_BYTES;
+    return vector[row * 4 + group % 4] >> (shared ? quad % 2 : plane % 2) * 4 & 15;
+}
+
+/* `segment_lookup` of TMAC_TABLES_FAST: sums[r] is the estimate by averages (kernels.h). */
+static inline void segment_average(const tmac_shape *shape, const uint8_t *segment, const tmac_lut *lut, int32_t s,
+                                   int32_t t, int32_t sums[TMAC_ROWS_PER_BLOCK])
+{
+    const int32_t quads = tmac_segment_columns(shape) / QUAD_COLUMNS;
+    for (int32_t r = 0; r < TMAC_ROWS_PER_BLOCK; r++) {
+        sums[r] = 0;
+        for (int32_t plane = 0; plane < shape->bits; plane++)
+            for (int32_t step = 0; step < quads / 2; step++) {
+                int32_t e[8];
+                for (int32_t g = 0; g < 8; g++) {
+                    const int8_t *table = quad_tables(lut, s * quads + step * 2 + g / 4, t) + g % 4 * 16;
+                    e[g] = (uint8_t)table[plane_index(shape, segment, r, plane, step * 8 + g)];
+                }
+                for (int32_t n = 4; n > 1; n /= 2) /* e[0], e[1]: the averages of the even and of the odd k-groups */
+                    for (int32_t g = 0; g < n; g++) e[g] = (e[g] + e[g + n] + 1) >> 1;
+                sums[r] += (4 * (e[0] - 128 + e[1] - 128) - 4) * (1 << plane);
+            }
+    }
+}
+
 /* Scale (which = 0) or zero point (which = 1) of a row, from a group tail (float16) or a row tail (float32). */
 static inline float tail_value(const tmac_shape *shape, const uint8_t *tail, int which, int32_t row)
 {
@@ -66,7 +97,7 @@ static inline void block_product(const tmac_shape *shape, const uint8_t *block, 
         const uint8_t *segment = block + s * segment_bytes, *tail = segment + weight_bytes;
         const float half_scale = lut->half_scales[(int64_t)s * lut->n + t], sum = lut->sums[(int64_t)s * lut->n + t];
         int32_t sums[TMAC_ROWS_PER_BLOCK];
-        segment_lookup(shape, segment, lut, s, t, sums);
+        (lut->fast ? segment_average : segment_lookup)(shape, segment, lut, s, t, sums);
         for (int32_t r = 0; r < n_rows; r++)
             if (shape->group_size)
                 y[r] = fmaf(tail_value(shape, tail, 0, r),
