@@ -127,14 +127,16 @@ def test_what_changes_is_measured_and_told(source: Any, tmp_path: Path, rng: Any
         config,
         tensors,
         "llama",
-        lambda n: "Q4_1" if "down" in n else "Q4_0" if "_proj" in n else "F16",
+        lambda n: "Q4_1" if "mlp" in n else "Q4_0" if "_proj" in n else "F16",
     )
     report = convert(tmp_path / "m.gguf", tmp_path / "out")
     packed = PackedModel.open(tmp_path / "out")
     for m in report.matrices:
-        if "down_proj" not in m.name:
+        module, _, kind = m.name.rpartition(".")
+        if not module.endswith("mlp"):
             continue
-        exact = held[f"{m.name}.weight"].astype(np.float64)
+        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+        exact = np.concatenate([held[f"{module}.{part}.weight"] for part in parts]).astype(np.float64)
         difference = stored_matrix(packed, m.name) - exact
         expected = np.sqrt((difference**2).sum() / (exact**2).sum())
         assert m.origin == "kept"

@@ -91,6 +91,24 @@ def test_byte_level(tmp_path: Path, pre: str, pattern: str | None, nfc: bool) ->
     assert made.render([{"role": "user", "content": "hi"}]) == "hi<|eot_id|>"
 
 
+@pytest.mark.parametrize(("pre", "n_tokens"), [("llama-bpe", 1), ("qwen2", 3)])
+def test_words_that_no_merge_reaches(tmp_path: Path, pre: str, n_tokens: int) -> None:
+    """Llama 3 looks a whole word up before it merges."""
+    metadata = metadata_of(byte_level(LLAMA_3), pre)
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "Zqx"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1]
+    write_tokenizer_files(metadata, tmp_path, "m.gguf")
+    assert len(OurTokenizer.from_dir(tmp_path).encode("Zqx")) == n_tokens
+
+
+def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    """Also where no chat template writes it."""
+    metadata = {**BPE, "tokenizer.chat_template": None}
+    write_tokenizer_files(metadata, tmp_path, "m.gguf")
+    eos, eot = (metadata[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot"))
+    assert OurTokenizer.from_dir(tmp_path).eos_token_ids == (eos, eot)
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_bos_is_added_where_the_file_says_so(tmp_path: Path, says: bool) -> None:
     original = byte_level(LLAMA_3)
