@@ -229,7 +229,8 @@ def test_chunks_and_single_tokens_give_the_same_logits_and_cache(packed, name, b
 def test_truncated_and_fed_again_equals_a_fresh_run(packed, name):
     case = packed(name, None if name in BITNET else 4)
     cache, ids = case.cache(), case.ids
-    run(case.decoder, np.concatenate([ids[:9], ids[::-1]]), cache)
+    run(case.decoder, ids[:9], cache)  # in the portions of the fresh run: BLAS adds in an order of the shapes
+    run(case.decoder, ids[::-1], cache)
     cache.truncate(9)
     again = run(case.decoder, ids[9:], cache)
     fresh = case.cache()
