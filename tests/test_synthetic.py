@@ -143,5 +143,5 @@ def test_ternary_weights_are_counted_as_memory_holds_them(monkeypatch):
 def test_tables():
     with pytest.raises(UsageError, match='tables "exact" needs a model trained with int8 activations'):
         load_decoder(SyntheticModel(LLAMA), tables="exact")
-    with pytest.raises(UsageError, match='expected "int8" or "exact"'):
-        load_decoder(SyntheticModel(LLAMA), tables="fast")
+    with pytest.raises(UsageError, match='expected "int8", "exact" or "fast"'):
+        load_decoder(SyntheticModel(LLAMA), tables="int4")
