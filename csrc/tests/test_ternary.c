@@ -226,7 +226,9 @@ static void test_against_planes(int32_t m, int32_t k, int32_t n)
     CHECK(!tmac_matmul(b, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_EXACT, (float *)y[2].data, m), "planes");
     check_equal(&y[2], &y[0], tmac_isa_selected(), "y of five codes in a byte and of two planes");
     check_equal(&y[2], &y[1], tmac_isa_selected(), "y where int8 tables were asked for");
-    CHECK(tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, 2, (float *)y[0].data, m) == TMAC_ERR_ARGUMENT, "tables 2");
+    CHECK(!tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, TMAC_TABLES_FAST, (float *)y[1].data, m), "fast asked");
+    check_equal(&y[2], &y[1], tmac_isa_selected(), "y where fast aggregation was asked for");
+    CHECK(tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, 3, (float *)y[0].data, m) == TMAC_ERR_ARGUMENT, "tables 3");
     ((float *)x.data)[random_below(n * k)] = NAN;
     CHECK(tmac_matmul(a, x.data, TMAC_F32, k, NULL, n, 1, (float *)y[0].data, m) == TMAC_ERR_NONFINITE, "NaN");
     tmac_matrix_free(a), tmac_matrix_free(b);
