@@ -119,27 +119,71 @@ int64_t tmac_memory_size(const tmac_shape *shape)
     return selected ? tmac_n_blocks(shape) * tmac_memory_block(selected, shape) : TMAC_ERR_ISA;
 }
 
-int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out)
+/* A matrix of this shape as the running instruction set holds it, without memory. */
+static int make(const tmac_shape *shape, int32_t slabs, tmac_matrix **out)
 {
-    if (!tmac_shape_valid(shape) || !tiles || !out) return TMAC_ERR_ARGUMENT;
     if (!selected) return TMAC_ERR_ISA;
     tmac_matrix *matrix = calloc(1, sizeof *matrix);
     if (!matrix) return TMAC_ERR_MEMORY;
     matrix->shape = *shape;
     matrix->kernels = selected;
+    if (shape->encoding == TMAC_TERNARY) matrix->n_slabs = slabs;
+    *out = matrix;
+    return TMAC_OK;
+}
+
+int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out)
+{
+    tmac_matrix *matrix;
+    if (!tmac_shape_valid(shape) || !tiles || !out) return TMAC_ERR_ARGUMENT;
+    const int status = make(shape, count_slabs(shape), &matrix);
+    if (status != TMAC_OK) return status;
     matrix->memory = tmac_memory_alloc((size_t)tmac_memory_size(shape));
     if (!matrix->memory.data) {
         free(matrix);
         return TMAC_ERR_MEMORY;
     }
     load_job job = {matrix, tiles};
-    if (shape->encoding == TMAC_TERNARY) {
-        matrix->n_slabs = count_slabs(shape);
-        tmac_parallel_for(matrix->n_slabs, 1, load_slabs, &job);
-    } else {
-        tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
-    }
+    if (matrix->n_slabs) tmac_parallel_for(matrix->n_slabs, 1, load_slabs, &job);
+    else tmac_parallel_for(tmac_n_blocks(shape), 1, load_blocks, &job);
     *out = matrix;
+    return TMAC_OK;
+}
+
+int tmac_matrix_view(const tmac_shape *shape, const uint8_t *data, int64_t n_bytes, int32_t slabs, tmac_matrix **out)
+{
+    tmac_matrix *matrix;
+    if (!tmac_shape_valid(shape) || !data || (uintptr_t)data % 64 || !out) return TMAC_ERR_ARGUMENT;
+    const int status = make(shape, slabs, &matrix);
+    if (status != TMAC_OK) return status;
+    const int sound = shape->encoding == TMAC_TERNARY ? slabs >= 1 && slabs <= tmac_n_blocks(shape) : slabs == 0;
+    if (sound && n_bytes == tmac_memory_size(shape)) {
+        matrix->memory.data = (void *)(uintptr_t)data; /* products only read */
+        matrix->memory.bytes = (size_t)n_bytes;
+        *out = matrix;
+        return TMAC_OK;
+    }
+    tmac_matrix_free(matrix);
+    return TMAC_ERR_ARGUMENT;
+}
+
+int tmac_matrix_keeps_order(const tmac_shape *shape)
+{
+    return tmac_shape_valid(shape) && shape->encoding == TMAC_PLANES && selected && !selected->reorder;
+}
+
+const uint8_t *tmac_matrix_data(const tmac_matrix *matrix, int32_t *slabs)
+{
+    if (!matrix) return NULL;
+    if (slabs) *slabs = matrix->n_slabs;
+    return matrix->memory.data;
+}
+
+int tmac_matrix_tune(tmac_matrix *matrix, const tmac_tuning *t)
+{
+    if (!matrix || !t || t->prefetch < -1 || t->prefetch > 1 << 20 || t->panel_bytes < 0 || t->panel_bytes > 1 << 30)
+        return TMAC_ERR_ARGUMENT;
+    matrix->tuning = *t;
     return TMAC_OK;
 }
 

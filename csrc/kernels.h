@@ -36,6 +36,7 @@ typedef struct {
     float *totals;           /* [n] sum of `sums` over the segments, in order */
     float *token_scales;     /* [n] exact: what one int8 unit is worth; 1 otherwise */
     int32_t fast;            /* TMAC_TABLES_FAST: entries are stored as unsigned bytes, 128 added */
+    int32_t prefetch;        /* tmac_tuning: bytes ahead that gemv asks for, if it asks; 0: its own choice, -1: none */
 } tmac_lut;
 
 /* How an instruction set holds ternary matrices in memory (layout.h), and what it makes of activations. */

@@ -12,7 +12,7 @@
 enum {
     MAX_TOKENS = 64,         /* per pass over the weights */
     TOKEN_UNIT = 8,          /* passes are cut at multiples of this */
-    PANEL_BYTES = 512 << 10, /* tables that are live at once: half of a usual L2 cache */
+    PANEL_BYTES = 512 << 10, /* tables that are live at once: half of a usual L2 cache; the default of tmac_tuning */
     GEMV_CHUNK = 64 << 10,   /* bytes of weights that a thread takes at a time */
     BUILD_COLUMNS = 2048     /* columns x tokens whose tables a thread builds at a time */
 };
@@ -171,7 +171,8 @@ static void multiply(product *p)
         return;
     }
     const int32_t segment_bytes = p->lut.segment_columns / QUAD_COLUMNS * n * (1 + p->lut.exact) * TABLE_BYTES;
-    const int32_t panel = segment_bytes < PANEL_BYTES ? PANEL_BYTES / segment_bytes : 1;
+    const int32_t panel_bytes = p->matrix->tuning.panel_bytes ? p->matrix->tuning.panel_bytes : PANEL_BYTES;
+    const int32_t panel = segment_bytes < panel_bytes ? panel_bytes / segment_bytes : 1;
     for (int32_t begin = 0; begin < n_segments; begin += panel) {
         p->segment_begin = begin;
         p->segment_end = n_segments - begin < panel ? n_segments : begin + panel;
@@ -200,6 +201,7 @@ static size_t lay_out(product *p, char *base, int32_t n, int exact)
     p->lut.n = n;
     p->lut.segment_columns = tmac_segment_columns(shape);
     p->lut.exact = exact;
+    p->lut.prefetch = p->matrix->tuning.prefetch;
     p->lut.tables = take(base, &used, tokens * (size_t)token_tables);
     p->lut.half_scales = take(base, &used, n_segments * tokens * sizeof(float));
     p->lut.sums = take(base, &used, n_segments * tokens * sizeof(float));

@@ -8,7 +8,8 @@ struct tmac_matrix {
     tmac_shape shape;
     int32_t n_slabs;             /* TMAC_TERNARY */
     const tmac_kernels *kernels; /* whose order `memory` has */
-    tmac_memory memory;          /* row blocks; ternary: slabs, then the scales */
+    tmac_memory memory;          /* row blocks; ternary: slabs, then the scales; mapped 0: the caller's */
+    tmac_tuning tuning;
 };
 
 /* Steps of a ternary matrix in an instruction set's memory. */

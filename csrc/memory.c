@@ -58,6 +58,6 @@ tmac_memory tmac_memory_alloc(size_t bytes)
 
 void tmac_memory_free(tmac_memory *memory)
 {
-    if (memory->data) munmap(memory->data, memory->mapped);
+    if (memory->data && memory->mapped) munmap(memory->data, memory->mapped);
     *memory = (tmac_memory){0};
 }

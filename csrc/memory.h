@@ -7,7 +7,7 @@ typedef struct {
     void *data;        /* 64-byte aligned; 2 MiB aligned where huge_bytes > 0 */
     size_t bytes;      /* asked for */
     size_t huge_bytes; /* how many of them lie in whole 2 MiB pages that the system may back with huge pages */
-    size_t mapped;     /* length of the mapping; private */
+    size_t mapped;     /* length of the mapping; 0: data belongs to somebody else */
 } tmac_memory;
 
 /* Zero-filled; data is NULL when there is no memory. */

@@ -1,6 +1,7 @@
 #include "threadpool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -93,6 +94,7 @@ static void wait_for_ticket(uint32_t seen)
             if (is_open(atomic_load(&pool.ticket), seen)) return;
             pause_cpu();
         }
+        sched_yield(); /* whom we wait for may want this CPU */
     } while (now() - start < SPIN_NANOSECONDS);
     pthread_mutex_lock(&pool.mutex);
     atomic_fetch_add(&pool.n_sleeping, 1);
@@ -126,11 +128,14 @@ static void *worker(void *argument)
     }
 }
 
-/* Workers start with every signal blocked: Ctrl-C belongs to the thread that can act on it. */
+/* Workers start with every signal blocked that another thread can act on, Ctrl-C for one; those that tell of a fault of the
+ * thread itself reach their handler. */
 static int start_workers(void)
 {
     sigset_t every, before;
     sigfillset(&every);
+    static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL};
+    for (int i = 0; i < 4; i++) sigdelset(&every, faults[i]);
     pthread_sigmask(SIG_SETMASK, &every, &before);
     int failed = 0;
     while (pool.n_started < pool.n_threads - 1 && !failed) {
@@ -198,10 +203,9 @@ static void run_on_all(int32_t n, int32_t grain, tmac_task task, void *context)
     publish();
     work(0);
     atomic_fetch_add(&pool.ticket, 1); /* closed: nobody can enter any more */
-    const int64_t start = now();
-    while (atomic_load(&pool.active))
-        if (now() - start < SPIN_NANOSECONDS) pause_cpu();
-        else nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL); /* a worker lost its CPU: leave it ours */
+    for (int i = 1; atomic_load(&pool.active); i++)
+        if (i % PAUSES_PER_LOOK) pause_cpu();
+        else sched_yield(); /* a worker may have lost its CPU: leave it ours */
 }
 
 void tmac_parallel_for(int32_t n, int32_t grain, tmac_task task, void *context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tmac_llm import bench, bench_kernels, kernels
+from tmac_llm import bench, bench_kernels, bench_threads, kernels
 from tmac_llm.bench import BenchResult, BenchTest
 from tmac_llm.errors import KernelError, UsageError
 from tmac_llm.load import load_decoder
@@ -85,6 +85,41 @@ def test_every_token_is_fed_and_threads_are_restored() -> None:
     assert kernels.n_threads() == before
 
 
+def test_bandwidth_is_of_pairs() -> None:
+    result = BenchResult(BenchTest(0, 10), 2, [10**9, 2 * 10**9, 5 * 10**9], [100.0, 40.0, 25.0])
+    assert result.bandwidth(8) == (40, 40, 0.8)
+    assert BenchResult(BenchTest(5, 0), 2, [10**9]).bandwidth(8) is None
+
+
+def test_decoding_is_measured_against_reads_of_the_same_weights() -> None:
+    model = synthetic()
+    decoder = load_decoder(model)
+    assert sum(matrix.n_bytes for matrix in decoder.matrices) == bench.weight_facts(model).n_bytes
+    prefill, decode = bench.run(decoder, bench.plan([4], [2], [0]), threads=[1], repetitions=3)
+    assert prefill.reads == []
+    assert len(decode.reads) == 3
+    assert min(decode.reads) > 0
+
+
+def test_the_share_is_of_the_slower_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of 2 s: against a read of 1 s in memory or the cache's 0.5 s, then against the cache's 1.5 s."""
+    case = bench_kernels.Case("", "small", 64, 128, 2, 64, 1, "int8")
+    monkeypatch.setattr(bench_kernels, "_time", lambda *_: ([2.0, 4.0, 2.0], [1.0, 1.0, 1.0]))
+    for seconds, ceiling, share in ((0.5, "read", 0.5), (1.5, "cache", 0.75)):
+        monkeypatch.setattr(bench_kernels, "_cache_rate", lambda *_, s=seconds: 64 * 128 / s)
+        (result,) = bench_kernels.run(case, threads=[1], from_memory=False)
+        assert (result.ceiling, result.share, result.cache_seconds) == (ceiling, share, seconds)
+
+
+def test_threads_are_measured_and_restored(threads: None) -> None:
+    kernels.set_threads(3)
+    result = bench_threads.run(2, rounds=1, rest=0.01)
+    assert kernels.n_threads() == 3
+    assert result.n_threads == 2
+    assert result.speedup > 0
+    assert result.idle_seconds >= 0
+
+
 def test_a_test_longer_than_the_context_is_refused() -> None:
     decoder = load_decoder(synthetic())
     with pytest.raises(UsageError, match="needs 65 tokens, the context has 64"):
@@ -104,12 +139,14 @@ def test_kernel_cases() -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_kernel_results(bits: int | None, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_kernels, "MEMORY_BYTES", 100_000)
+    monkeypatch.setattr(bench_kernels, "CACHE_ROUNDS", 1)
     case = bench_kernels.Case("", "small", 200, 384, bits, 64, n, "exact" if bits is None else "int8")
     (result,) = bench_kernels.run(case, threads=[1], rounds=1)
     assert result.n_bytes == kernels.memory_size(case.shape)
     assert result.from_memory == (n == 1)
     assert result.gmacs == pytest.approx(200 * 384 * n / result.seconds / 1e9)
-    assert (result.share is None) == (n > 1)
+    assert min(result.read_seconds, result.cache_seconds, result.share) > 0
+    assert result.ceiling == ("read" if result.read_seconds > result.cache_seconds else "cache")
     assert 0 < result.error < 1.5e-2
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tmac_llm import kernels
+from tmac_llm import ceiling, kernels
 from tmac_llm.errors import UsageError
 from tmac_llm.generation import PREFILL_CHUNK
 from tmac_llm.load import Source
@@ -48,6 +48,8 @@ class BenchResult:
     test: BenchTest
     n_threads: int
     samples_ns: list[int] = field(default_factory=list)
+    # Bytes per second of plain reads of the weights, one after each sample; none for prompts and float models.
+    reads: list[float] = field(default_factory=list)
 
     @property
     def samples_ts(self) -> list[float]:
@@ -68,6 +70,15 @@ class BenchResult:
     def stddev_ts(self) -> float:
         """Sample standard deviation of tokens per second; 0 for one repetition."""
         return statistics.stdev(self.samples_ts) if len(self.samples_ns) > 1 else 0.0
+
+    def bandwidth(self, bytes_per_token: int) -> tuple[float, float, float] | None:
+        """Bytes of weights per second while decoding, the same of plain reads, and the share of the second that the
+        first is: the median over the pairs. None where nothing was read."""
+        if not self.reads:
+            return None
+        rates = [bytes_per_token * tokens for tokens in self.samples_ts]
+        shares = [rate / read for rate, read in zip(rates, self.reads, strict=True)]
+        return statistics.median(rates), statistics.median(self.reads), statistics.median(shares)
 
 
 @dataclass(frozen=True)
@@ -145,12 +156,20 @@ def run(
                     elapsed = _measure(decoder, cache, test, tokens)
                     if repetition >= 0:
                         result.samples_ns.append(elapsed)
+                        if test.n_gen and decoder.matrices:
+                            result.reads.append(_read(decoder))
                     done += 1
                     if on_progress:
                         on_progress(test.name, done, total)
             yield from results
     finally:
         kernels.set_threads(before)
+
+
+def _read(decoder: Decoder) -> float:
+    """Bytes per second of a plain read of all packed weights, with the best number of streams."""
+    n_bytes = sum(matrix.n_bytes for matrix in decoder.matrices)
+    return n_bytes / min(ceiling.read_seconds(decoder.matrices, n) for n in ceiling.STREAMS)
 
 
 def _measure(decoder: Decoder, cache: KVCache, test: BenchTest, tokens: np.ndarray) -> int:

@@ -1,8 +1,9 @@
 """Measure the products of single matrices, at the shapes of known models, against the machine's own ceiling.
 
 Knows the kernel wall and a clock; prints nothing. Every product is checked against float64 before it is timed.
-With one token a product streams its weights, and the ceiling is a plain read of the same memory in the same run,
-taken in turns with the products. With several tokens it is bound by instructions.
+A product can be no faster than a plain read of the same memory by the same threads, taken in turns with it, nor than
+the same kernel on weights and tables that lie in the caches of one core, times the threads. The slower of the two is
+its ceiling: with one token mostly the first, with several the second.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from tmac_llm import kernels
+from tmac_llm import ceiling, kernels
 from tmac_llm.errors import KernelError, UsageError
 from tmac_llm.kernels import Matrix, MatrixShape, Tables
 from tmac_llm.model.config import ModelConfig
@@ -24,6 +25,10 @@ from tmac_llm.resources import known_models
 
 # A level 3 cache holds less than this: copies of a matrix that add up to it are streamed from memory.
 MEMORY_BYTES = 256 << 20
+# Bytes each of the weights and for the tables of a pass over a matrix in the cache.
+CACHE_BYTES = 192 << 10
+PASS_TOKENS = 64
+CACHE_ROUNDS = 60
 _CHECKED_ROWS = 96
 # Relative RMS error that a correct product may have: int8 tables (NMSE 1e-4 with a margin), and float32 rounding.
 _BOUND: dict[Tables, float] = {"int8": 1.5e-2, "exact": 1e-5, "fast": 3e-2}
@@ -52,7 +57,12 @@ class Case:
 
 @dataclass(frozen=True)
 class KernelResult:
-    """Medians of one case: seconds of a product and of a plain read of the same bytes; relative RMS error."""
+    """Medians of one case.
+
+    seconds: of a product; read_seconds: of the best plain read of the same bytes; cache_seconds: of as many
+    multiply-adds at the kernel's own rate from the cache; share: the slower of both ceilings over the product, of
+    pairs taken in turns; error: relative RMS.
+    """
 
     case: Case
     isa: str
@@ -61,6 +71,8 @@ class KernelResult:
     from_memory: bool
     seconds: float
     read_seconds: float
+    cache_seconds: float
+    share: float
     error: float
 
     @property
@@ -74,9 +86,9 @@ class KernelResult:
         return self.case.m * self.case.k * self.case.n / self.seconds / 1e9
 
     @property
-    def share(self) -> float | None:
-        """Speed relative to the plain read, for one token."""
-        return self.read_seconds / self.seconds if self.case.n == 1 else None
+    def ceiling(self) -> str:
+        """What binds: "read" or "cache"."""
+        return "read" if self.read_seconds >= self.cache_seconds else "cache"
 
 
 def cases(
@@ -125,19 +137,25 @@ def run(
     out = np.empty((case.n, case.m), np.float32)
     before = kernels.n_threads()
     try:
+        kernels.set_threads(1)
+        cache_rate = _cache_rate(case, rng)
         for n_threads in threads:
             kernels.set_threads(n_threads)
             error = _check(case, data, matrices[0].matmul(x, out, case.tables), x)
             calls = [matrix.bind(x, out, case.tables) for matrix in matrices]
-            seconds, read_seconds = _time(calls, matrices, case, rounds)
+            cache_seconds = case.m * case.k * case.n / cache_rate / n_threads
+            products, reads = _time(calls, matrices, rounds)
+            shares = [max(r, cache_seconds) / p for p, r in zip(products, reads, strict=True)]
             yield KernelResult(
                 case,
                 kernels.isa_selected(),
                 n_threads,
                 matrices[0].n_bytes,
                 copies > 1,
-                seconds,
-                read_seconds,
+                statistics.median(products),
+                statistics.median(reads),
+                cache_seconds,
+                statistics.median(shares),
                 error,
             )
             if on_progress:
@@ -161,13 +179,13 @@ def random_tiles(shape: MatrixShape, rng: np.random.Generator) -> npt.NDArray[np
 
 
 def _time(
-    calls: Sequence[Callable[[], None]], matrices: Sequence[Matrix], case: Case, rounds: int
-) -> tuple[float, float]:
-    """Median seconds of one product and of one read. A round takes at least some milliseconds."""
+    calls: Sequence[Callable[[], None]], matrices: Sequence[Matrix], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of one product and of one plain read, `rounds` of each in turns. A round takes some milliseconds."""
+    n_streams = ceiling.best_streams(matrices)
     calls[0]()
-    start = time.perf_counter()
-    calls[-1]()
-    repeats = max(1, int(0.02 / max(time.perf_counter() - start, 1e-7) / len(calls)))
+    repeats = max(1, int(0.02 / max(ceiling.seconds(calls[-1]), 1e-7) / len(calls)))
+    again = max(1, int(0.02 / max(ceiling.read_seconds(matrices, n_streams), 1e-7)))
     products, reads = [], []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -175,13 +193,28 @@ def _time(
             for call in calls:
                 call()
         products.append((time.perf_counter() - start) / repeats / len(calls))
-        if case.n == 1:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                for matrix in matrices:
-                    matrix.read()
-            reads.append((time.perf_counter() - start) / repeats / len(calls))
-    return statistics.median(products), statistics.median(reads or [0.0])
+        elapsed = sum(ceiling.read_seconds(matrices, n_streams) for _ in range(again))
+        reads.append(elapsed / again / len(calls))
+    return products, reads
+
+
+def _cache_rate(case: Case, rng: np.random.Generator) -> float:
+    """Multiply-adds per second of the running thread from its own caches: what more rows cost where weights and
+    tables fit there, so that neither building tables nor starting the work counts."""
+    table_bytes = min(case.n, PASS_TOKENS) * 4 * (2 if case.tables == "exact" else 1)
+    k = min(case.k, max(256, CACHE_BYTES // table_bytes // 128 * 128))
+    block_bytes = replace(case, m=64, k=k).shape.packed_size
+    blocks = max(2, CACHE_BYTES // block_bytes)
+    x = rng.standard_normal((case.n, k)).astype(np.float32)
+    calls, best = [], [float("inf")] * 2
+    for rows in (64 * (blocks // 2), 64 * blocks):
+        shape = replace(case, m=rows, k=k).shape
+        matrix = Matrix(shape, random_tiles(shape, rng))
+        calls.append(matrix.bind(x, np.empty((case.n, rows), np.float32), case.tables))
+    for _ in range(CACHE_ROUNDS):
+        best = [min(least, ceiling.seconds(call)) for least, call in zip(best, calls, strict=True)]
+    rows = 64 * (blocks - blocks // 2)
+    return rows * k * case.n / max(best[1] - best[0], 1e-9)
 
 
 def _check(

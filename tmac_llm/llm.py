@@ -46,13 +46,15 @@ def load(
     n_threads: int | None = None,
     tables: Literal["int8", "exact", "fast"] | None = None,
     context_length: int | None = None,
+    mmap: bool = False,
 ) -> LLM:
     """Open a packed model.
 
     path: the directory that `convert` wrote. n_threads: of the kernels, for the whole process.
     tables: see load.load_decoder. context_length: longest prompt plus answer; at most, and by default, the
-    model's max_position_embeddings.
-    Raises PackedModelError, TokenizerError, TemplateError, UsageError.
+    model's max_position_embeddings. mmap: multiply straight from mapped files, whose memory all processes share,
+    instead of from a copy in huge pages: see mapped.py; slower, and the model's files may not be cut short meanwhile.
+    Raises PackedModelError, TokenizerError, TemplateError, UsageError; with mmap also StoreError.
     """
     if n_threads is not None:
         kernels.set_threads(n_threads)
@@ -61,7 +63,7 @@ def load(
     if context_length is not None and not 1 < context_length <= limit:
         raise UsageError(f"context length: expected 2 to {limit} (the model's), found {context_length}")
     tokenizer = Tokenizer.from_dir(packed.path)
-    return LLM(load_decoder(packed, tables), tokenizer, packed.path, context_length=context_length)
+    return LLM(load_decoder(packed, tables, mmap=mmap), tokenizer, packed.path, context_length=context_length)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tmac_llm import kernels, machine
+from tmac_llm import kernels, machine, tuning
 from tmac_llm.errors import PackedModelError, UsageError
 from tmac_llm.kernels import Matrix, MatrixShape, Tables
+from tmac_llm.mapped import MappedWeights
 from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.model.decoder import Decoder, Layer
@@ -17,6 +18,7 @@ from tmac_llm.model.embedding import DenseEmbedding, Embedding, PackedEmbedding
 from tmac_llm.model.linear import DenseLinear, Linear, LutLinear, NormedLinear, PermutedLinear, SplitLinear
 from tmac_llm.model.norm import RMSNorm
 from tmac_llm.packed import names
+from tmac_llm.packed.container import PackedModel
 from tmac_llm.packed.names import LinearGroup
 
 # Memory left for scratch, a first part of the KV cache and the interpreter.
@@ -34,15 +36,17 @@ class Source(Protocol):
     def tensor(self, name: str) -> npt.NDArray[Any]: ...
 
 
-def load_decoder(source: Source, tables: Tables | None = None) -> Decoder:
+def load_decoder(source: Source, tables: Tables | None = None, *, mmap: bool = False) -> Decoder:
     """Copy the weights into memory in the running instruction set's order, and build the decoder.
 
     tables: how activations of the layers become tables; None: "exact" for models trained with int8
     activations, "int8" for others; matrices of encoding "ternary" are always exact. "fast": entries are
-    averaged instead of added (fast aggregation). numpy's BLAS has one thread from here on, in the whole process.
+    averaged instead of added (fast aggregation). mmap: multiply packed matrices straight from mapped files, as
+    mapped.MappedWeights says, instead of copying them. numpy's BLAS has one thread from here on, in the whole process.
     Raises PackedModelError where the weights do not fit into memory, UsageError for "exact" on a model with
-    float activations and for "fast" where model or instruction set rule it out, KernelError where the native
-    library refuses.
+    float activations, for "fast" where model or instruction set rule it out and for mmap without files, StoreError
+    where the cache of mmap cannot be written or that of `tune` is damaged, KernelError where the native library
+    refuses.
     """
     if tables not in (None, "int8", "exact", "fast"):
         raise UsageError(f'tables: expected "int8", "exact" or "fast", found {tables!r}')
@@ -52,8 +56,21 @@ def load_decoder(source: Source, tables: Tables | None = None) -> Decoder:
         _check_fast_aggregation(source)
     parallel.limit_blas()
     kernels.n_threads()  # starts the library: its errors come before the work
-    _check_memory(source)
-    return _Loader(source, tables).decoder()
+    if mmap and not isinstance(source, PackedModel):
+        raise UsageError("mmap needs the files of a packed model")
+    _check_memory(source, mmap)
+    mapped = MappedWeights(source, mapped_names(source)) if mmap and isinstance(source, PackedModel) else None
+    return _Loader(source, tables, mapped).decoder()
+
+
+def layer_tables(source: Source, tables: Tables | None) -> Tables:
+    """How activations become tables in the layers; the output head's are "int8" even in BitNet."""
+    return tables or ("exact" if source.config.int8_activations else "int8")
+
+
+def mapped_names(source: Source) -> list[str]:
+    """The packed matrices that mmap maps: those that `load_decoder` would otherwise copy."""
+    return [linear.name for linear in _held(source) if source.shape(linear.name)]
 
 
 def _check_fast_aggregation(source: Source) -> None:
@@ -69,9 +86,10 @@ def _check_fast_aggregation(source: Source) -> None:
 class _Loader:
     """Reads one source."""
 
-    def __init__(self, source: Source, tables: Tables | None) -> None:
-        self._source, self._config = source, source.config
-        self._tables: Tables = tables or ("exact" if source.config.int8_activations else "int8")
+    def __init__(self, source: Source, tables: Tables | None, mapped: MappedWeights | None) -> None:
+        self._source, self._config, self._mapped = source, source.config, mapped
+        self._tables, self._tuned = layer_tables(source, tables), tuning.load()
+        self._matrices: list[Matrix] = []
 
     def decoder(self) -> Decoder:
         groups = names.linear_groups(self._config)
@@ -81,7 +99,8 @@ class _Loader:
         ]
         head = names.EMBEDDING if self._config.tie_word_embeddings else names.LM_HEAD
         lm_head = self._linear(head, in_layer=False)
-        return Decoder(self._config, self._embedding(), layers, self._norm("model.norm"), lm_head)
+        norm = self._norm("model.norm")
+        return Decoder(self._config, self._embedding(), layers, norm, lm_head, matrices=self._matrices)
 
     def _layer(self, i: int, qkv: Linear, o: Linear, gate_up: Linear, down: Linear) -> Layer:
         config, name = self._config, f"model.layers.{i}"
@@ -110,8 +129,8 @@ class _Loader:
         if shape is None:
             int8_activations = in_layer and self._config.int8_activations
             return DenseLinear(source.tensor(f"{name}.weight"), bias, int8_activations)
-        # The output head's activations are not int8 even in BitNet.
-        linear = LutLinear(Matrix(shape, source.tiles(name)), bias, self._tables if in_layer else "int8")
+        tables: Tables = self._tables if in_layer else "int8"
+        linear = LutLinear(self._matrix(name, shape, tables), bias, tables)
         if source.has(f"{name}.perm"):
             return PermutedLinear(linear, np.array(source.tensor(f"{name}.perm")))
         return linear
@@ -123,6 +142,13 @@ class _Loader:
             return linear
         return NormedLinear(RMSNorm(np.array(self._source.tensor(f"{name}.rms_norm.weight")), eps), linear)
 
+    def _matrix(self, name: str, shape: MatrixShape, tables: Tables) -> Matrix:
+        matrix = self._mapped.matrix(name) if self._mapped else Matrix(shape, self._source.tiles(name))
+        if choice := self._tuned.get(tuning.key(shape, tables)):
+            matrix.tune(choice)
+        self._matrices.append(matrix)
+        return matrix
+
     def _embedding(self) -> Embedding:
         shape = self._source.shape(names.EMBEDDING)
         if shape is None:
@@ -133,13 +159,15 @@ class _Loader:
         return RMSNorm(np.array(self._source.tensor(f"{name}.weight")), self._config.rms_norm_eps)
 
 
-def _check_memory(source: Source) -> None:
+def _check_memory(source: Source, mmap: bool) -> None:
     """Raises PackedModelError where the weights exceed the memory that can be had. They count as the running
-    instruction set holds them, dense ones as float32."""
-    needed = sum(
-        kernels.memory_size(shape) if (shape := source.shape(linear.name)) else 4 * linear.m * linear.k
-        for linear in _held(source)
-    )
+    instruction set holds them, mapped ones not at all, dense ones as float32."""
+    needed = 0
+    for linear in _held(source):
+        if shape := source.shape(linear.name):
+            needed += 0 if mmap else kernels.memory_size(shape)
+        else:
+            needed += 4 * linear.m * linear.k
     available = machine.available_memory()
     if needed + _RESERVE > available:
         raise PackedModelError(

@@ -63,6 +63,12 @@ typedef struct {
     int32_t encoding;   /* enum tmac_encoding */
 } tmac_shape;
 
+/* How a matrix is multiplied, for speed alone: no choice changes a result. A field of 0 is the default. */
+typedef struct {
+    int32_t prefetch;    /* one token: bytes ahead that weights are asked for, where the kernel asks; -1: none ahead */
+    int32_t panel_bytes; /* several tokens: tables that are live at once */
+} tmac_tuning;
+
 /* A matrix in memory, in the order that the running instruction set reads. */
 typedef struct tmac_matrix tmac_matrix;
 
@@ -83,6 +89,9 @@ TMAC_API const char *tmac_isa_selected(void);
 /* 1 if the selected instruction set knows TMAC_TABLES_FAST, else 0. */
 TMAC_API int tmac_has_fast_aggregation(void);
 TMAC_API int tmac_n_threads(void);
+/* From now on a program that touches a page of a mapped file that is gone (cut short, failed disk) writes this line to
+ * standard error and exits with 1; at most 1000 bytes. For programs, not for libraries. */
+TMAC_API int tmac_explain_bus_errors(const char *message);
 TMAC_API const char *tmac_status_text(int status);
 
 /* ---- packed tiles (ISA-neutral bytes, as stored on disk) ----------------------------------------------- */
@@ -122,12 +131,31 @@ TMAC_API int64_t tmac_memory_size(const tmac_shape *shape);
  * ternary matrix is cut for the number of threads that run now. */
 TMAC_API int tmac_matrix_load(const tmac_shape *shape, const uint8_t *tiles, tmac_matrix **out);
 TMAC_API void tmac_matrix_free(tmac_matrix *matrix);
-/* Bytes held; *huge gets how many of them asked for huge pages (0: the system refused). */
+
+/* The bytes of a loaded matrix in the running instruction set's order, *slabs (below) beside them. */
+TMAC_API const uint8_t *tmac_matrix_data(const tmac_matrix *matrix, int32_t *slabs);
+/* A matrix over memory of the caller, such as a mapped file, which must outlive it: nothing is copied. data: 64-byte
+ * aligned, the bytes that tmac_matrix_data gave for this shape and the same instruction set; slabs: what it said then.
+ * Where tmac_matrix_keeps_order, the packed tiles themselves are these bytes (slabs 0). */
+TMAC_API int tmac_matrix_view(const tmac_shape *shape, const uint8_t *data, int64_t n_bytes, int32_t slabs,
+                              tmac_matrix **out);
+/* 1 if the running instruction set reads this shape in the order of the packed tiles, else 0. */
+TMAC_API int tmac_matrix_keeps_order(const tmac_shape *shape);
+/* Choose how the matrix is multiplied. Not while a product runs. */
+TMAC_API int tmac_matrix_tune(tmac_matrix *matrix, const tmac_tuning *tuning);
+
+/* Bytes of its memory; *huge gets how many of them asked for huge pages (0: the system refused, or the memory is the
+ * caller's). */
 TMAC_API int64_t tmac_matrix_bytes(const tmac_matrix *matrix, int64_t *huge);
 
 /* Read every byte of the matrix once, on all threads, and do nothing else: the ceiling that a product with one token is
- * measured against. checksum: the exclusive or of its 64-bit words, so that the reads cannot be left out. */
-TMAC_API int tmac_matrix_read(const tmac_matrix *matrix, uint64_t *checksum);
+ * measured against. Each thread reads 1, 2, 4 or 8 streams side by side: hardware follows each by itself, so that the best
+ * number is the machine's. checksum: the exclusive or of all 64-bit words, so that the reads cannot be left out. */
+TMAC_API int tmac_matrix_read(const tmac_matrix *matrix, int n_streams, uint64_t *checksum);
+
+/* Nanoseconds that n_jobs jobs take one after the other in which every thread works for `work` nanoseconds: n_jobs * work,
+ * and the cost of starting and ending them. */
+TMAC_API int64_t tmac_fork_join_time(int32_t n_jobs, int64_t work);
 
 /* y[t][r] = sum_c W[r][c] * x[t][c].
  * x: (n, k) of type F32, F16 or I8, ldx elements from token to token. x_scales: float32 (n), what one unit of an I8

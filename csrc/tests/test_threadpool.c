@@ -1,5 +1,6 @@
 /* Every item runs exactly once, for every number of items, grain and threads; callers take turns; a forked child works. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -100,6 +101,32 @@ static void test_all_take_part(void)
     check_all_take_part(4);
 }
 
+typedef struct {
+    _Atomic int n_bad, n_workers;
+} mask_job;
+
+static void look_at_mask(void *context, int32_t begin, int32_t end, int thread)
+{
+    (void)begin;
+    (void)end;
+    mask_job *job = context;
+    sigset_t mask;
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    usleep(1000);
+    if (!thread) return;
+    job->n_workers++;
+    if (!sigismember(&mask, SIGINT) || sigismember(&mask, SIGBUS)) job->n_bad++;
+}
+
+/* Workers leave Ctrl-C to others, not the faults that are their own. */
+static void test_signals(void)
+{
+    mask_job job = {0};
+    tmac_pool_start(3);
+    for (int i = 0; i < 50; i++) tmac_parallel_for(3, 1, look_at_mask, &job);
+    CHECK(job.n_workers > 0 && job.n_bad == 0, "%d bad of %d", job.n_bad, job.n_workers);
+}
+
 static void *many_jobs(void *argument)
 {
     for (int i = 0; i < 500; i++) tmac_parallel_for(64, 4, add, argument);
@@ -142,6 +169,7 @@ int main(void)
     test_many_jobs();
     test_all_take_part();
     test_callers_take_turns();
+    test_signals();
 #ifndef TMAC_EMULATED
     test_fork();
 #endif

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-bitnet"
-VERBS = ("chat", "generate", "convert", "bench", "eval", "list", "info", "rm", "doctor")
+VERBS = ("chat", "generate", "convert", "bench", "eval", "list", "info", "rm", "doctor", "tune")
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
 
@@ -55,6 +55,13 @@ def test_version(run) -> None:
         (("bench", "-g", "64"), 2, "--group-size belongs to --synthetic"),
         (("bench", "--head-bits", "4"), 2, "--head-bits belongs to --synthetic"),
         (("bench", "--synthetic", "llama-2-7b", "-g", "0"), 2, "--group-size 0"),
+        (("bench", "--synthetic", "llama-2-7b", "--mmap"), 2, "--mmap needs the files"),
+        (("bench", "threads", "-t", "0"), 2, "at least 1"),
+        (("tune", "--shapes", "llama-9"), 2, "llama-2-7b"),
+        (("tune", "--bits", "2"), 2, "--bits belongs to --shapes"),
+        (("tune", "-g", "64"), 2, "--group-size belongs to --shapes"),
+        (("tune", "x", "--shapes", "llama-2-7b"), 2, "not both"),
+        (("tune", "x", "--reset"), 2, "give neither MODEL nor --shapes"),
         (("bench", "-o", "xml"), 2, "md, json, jsonl, csv"),
         (("convert", "nowhere", "--bits", "5"), 2, "1, 2, 3, 4, 8, 16"),
         (("convert", "nowhere", "--bits", "4"), 1, "nowhere"),
@@ -231,6 +238,12 @@ def test_bench_formats(run) -> None:
         assert row["samples_ts"][0] == pytest.approx(tokens * 1e9 / row["samples_ns"][0], rel=1e-2)
         assert row["model_n_params"] == 494_032_768 - 24 * (896 + 2 * 128) - 49 * 896
         assert row["peak_memory"] > row["model_size"] > 1e8
+        if row["n_gen"]:
+            assert row["bytes_per_token"] == row["model_size"]
+            assert row["gb_per_s"] == pytest.approx(row["model_size"] * row["median_ts"] / 1e9, rel=1e-2)
+            assert row["read_gb_per_s"] > 0 < row["share_of_read"]
+        else:
+            assert row["bytes_per_token"] is row["gb_per_s"] is row["share_of_read"] is None
 
 
 def test_bench_of_a_packed_model(run, packed: Path) -> None:
@@ -251,3 +264,75 @@ def test_doctor(run) -> None:
     assert "agree" in facts["self-test"]
     assert any("in use" in line for line in facts["instruction set"])
     assert "huge pages" in run("doctor").stdout
+    assert any("in huge pages" in line for line in facts["huge pages"]) == (
+        facts["huge pages"][0].startswith(("always", "madvise")) and "forbidden" not in facts["huge pages"][1]
+    )
+    assert "physical cores" in facts["threads"]
+    assert facts["mapped copies"][0].startswith("none in")
+    assert facts["tuning"].startswith("nothing stored")
+    assert run("doctor", "-t", "3", "--json").stdout.count("3: --threads") == 1
+
+
+def test_mmap(run, packed: Path, home: Path, tmp_path: Path) -> None:
+    """The same answer; the copy is announced, listed, checked and removed with its model."""
+    model = home / "models" / "mine"
+    shutil.copytree(packed, model)
+    generate = ("generate", "mine", "-p", "Once", "--temperature", "0", "-n", "12")
+    assert "when first used" in run("info", "mine").stdout
+    expected = run(*generate)
+    first, second = run(*generate, "--mmap"), run(*generate, env={"TMAC_MMAP": "1"})
+    assert first.stdout == second.stdout == expected.stdout != ""
+    assert "once" in first.stderr
+    assert "copying" not in second.stderr
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a frog. " * 20)
+    evaluate = ("eval", "mine", "--text", str(text), "-c", "32")
+    assert run(*evaluate, "--mmap").stdout == run(*evaluate).stdout
+    bench = ("bench", "mine", "-p", "4", "-n", "0", "-r", "1")
+    assert "of weights mapped from files" in run(*bench, "--mmap").stderr
+    assert "of weights in ordinary pages" in run(*bench).stderr  # each matrix is smaller than a huge page
+    assert run("chat", "mine", "--mmap", "--temperature", "0", "-n", "4", input="Hello\n").returncode == 0
+    (copy,) = (home / "cache" / "weights").glob("*.weights")
+    assert str(copy) in run("info", "mine", "--verify").stdout
+    assert str(copy) in run("doctor").stdout
+    copy.write_bytes(copy.read_bytes()[64:])
+    assert "damaged" in run("info", "mine", "--verify").stderr
+    assert run("rm", "mine", "--yes").returncode == 0
+    assert not copy.exists()
+
+
+def test_tune(run, packed: Path, home: Path) -> None:
+    shown = run("tune", str(packed), "-t", "1")
+    assert shown.returncode == 0, shown.stderr
+    (stored,) = (home / "cache" / "tuning").glob("*.json")
+    keys = list(json.loads(stored.read_text())["choices"])
+    assert keys
+    assert all(key in shown.stdout for key in keys)
+    rows = [json.loads(line) for line in run("tune", str(packed), "--json").stdout.splitlines()]
+    assert [row["matrix"] for row in rows] != []
+    assert {row["matrix"] for row in rows} == set(keys)
+    assert "shapes measured" in run("doctor").stdout
+    stored.write_text("{")
+    refused = run("generate", str(packed), "-p", "Once", "-n", "2")
+    assert refused.returncode == 1
+    assert "tune --reset" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert "tune --reset" in run("doctor").stdout
+    assert "removed" in run("tune", "--reset").stderr
+    assert not stored.exists()
+    assert "nothing is stored" in run("tune", "--reset").stderr
+
+
+def test_bench_threads(run) -> None:
+    rows = [json.loads(line) for line in run("bench", "threads", "-t", "1,2", "--json").stdout.splitlines()]
+    assert [row["n_threads"] for row in rows] == [1, 2]
+    assert len(run("bench", "threads", "-t", "2").stdout.splitlines()) == 2
+
+
+def test_bench_kernels(run) -> None:
+    arguments = ("bench", "kernels", "--shapes", "qwen2.5-0.5b", "-b", "2", "-n", "1,8", "-t", "1")
+    rows = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
+    assert len(rows) == 4 * 2
+    for row in rows:
+        assert row["ceiling"] in ("read", "cache")
+        assert min(row["share"], row["read_gb_per_s"], row["cache_gmac_per_s"]) > 0

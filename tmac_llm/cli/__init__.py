@@ -16,6 +16,7 @@ from tmac_llm.cli import (
     bench,
     bench_accuracy,
     bench_kernels,
+    bench_threads,
     chat,
     console,
     convert,
@@ -25,22 +26,25 @@ from tmac_llm.cli import (
     info,
     list_models,
     rm,
+    tune,
 )
 from tmac_llm.errors import TmacError
 
 
 class BenchGroup(TyperGroup):
-    """`bench` measures a model unless the next word is `kernels` or `accuracy`."""
+    """`bench` measures a model unless the next word is `kernels`, `accuracy` or `threads`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the name of the command that was left out."""
-        return super().parse_args(ctx, args if args[:1] in (["kernels"], ["accuracy"]) else ["model", *args])
+        known = ("kernels", "accuracy", "threads")
+        return super().parse_args(ctx, args if args and args[0] in known else ["model", *args])
 
 
 benches = typer.Typer(name="bench", cls=BenchGroup, help="Measure tokens per second, or single kernels.")
 benches.command("model")(bench.bench)
 benches.command("kernels")(bench_kernels.bench_kernels)
 benches.command("accuracy")(bench_accuracy.bench_accuracy)
+benches.command("threads")(bench_threads.bench_threads)
 
 app = typer.Typer(
     name="tmac-llm",
@@ -59,6 +63,7 @@ app.command("eval")(eval.evaluate)
 app.command("list")(list_models.list_models)
 app.command("info")(info.info)
 app.command("rm")(rm.rm)
+app.command("tune")(tune.tune)
 app.command("doctor")(doctor.doctor)
 
 

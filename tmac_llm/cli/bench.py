@@ -20,6 +20,7 @@ from tmac_llm.errors import UsageError
 if TYPE_CHECKING:
     from tmac_llm.bench import BenchResult, WeightFacts
     from tmac_llm.load import Source
+    from tmac_llm.model.decoder import Decoder
 
 FORMATS = ("md", "json", "jsonl", "csv")
 
@@ -64,6 +65,7 @@ def bench(
     ] = None,
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
+    mmap: opt.Mmap = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -76,6 +78,8 @@ def bench(
         raise UsageError(f"-o {output}: expected one of {', '.join(FORMATS)}")
     if model is not None and synthetic is not None:
         raise UsageError("give a model or --synthetic SHAPE, not both")
+    if mmap and synthetic is not None:
+        raise UsageError("--mmap needs the files of a packed model; synthetic weights have none")
     from tmac_llm import bench as measure
     from tmac_llm import kernels, machine
     from tmac_llm.load import load_decoder
@@ -84,9 +88,10 @@ def bench(
     counts = numbers("-t", threads) if threads else [machine.default_threads()]
     if min(counts) < 1:
         raise UsageError(f"-t {threads}: expected numbers of at least 1")
-    name, source, label = _open(model, synthetic, bits, group_size, head_bits)
+    name, source, label = _open(model, synthetic, bits, group_size, head_bits, mmap)
     checked = opt.checked_tables(tables, fast_aggregation)
-    decoder, facts = load_decoder(source, tables=checked), measure.weight_facts(source)
+    decoder = load_decoder(source, tables=checked, mmap=mmap)
+    facts = measure.weight_facts(source)
     with console.progress(unit="runs") as bar:
         task = bar.add_task("warming up", total=None)
 
@@ -101,7 +106,8 @@ def bench(
     console.out(_format(rows, output))
     if output == "md":
         peak = console.size(machine.peak_memory())
-        console.note(f"{machine.cpu_name()} · {kernels.isa_selected()} · peak memory {peak}")
+        weights = _weights_in(decoder, mmap)
+        console.note(f"{machine.cpu_name()} · {kernels.isa_selected()} · {weights} · peak memory {peak}")
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -121,9 +127,10 @@ def _open(
     bits: int | None,
     group_size: int | None,
     head_bits: int | None,
+    mmap: bool,
 ) -> tuple[str, Source, str]:
     if synthetic is None:
-        from tmac_llm.cli.model_argument import packed_path
+        from tmac_llm.cli.model_argument import packed_path, prepare_mmap
         from tmac_llm.packed.container import PackedModel
 
         given = {"--bits": bits, "--group-size": group_size, "--head-bits": head_bits}
@@ -131,6 +138,8 @@ def _open(
             if value is not None:
                 raise UsageError(f"{option} belongs to --synthetic; a packed model has its own")
         path = packed_path(model)
+        if mmap:
+            prepare_mmap(path)
         packed = PackedModel.open(path)
         return path.name, packed, f"{packed.bits_per_weight:.2f} bpw"
     from tmac_llm.synthetic import synthetic_model
@@ -175,6 +184,27 @@ def _row(result: BenchResult, name: str, model_type: str, facts: WeightFacts) ->
         "samples_ns": result.samples_ns,
         "samples_ts": [round(sample, 3) for sample in result.samples_ts],
         "peak_memory": machine.peak_memory(),
+        **_bandwidth(result, facts),
+    }
+
+
+def _weights_in(decoder: Decoder, mmap: bool) -> str:
+    """What kind of memory the packed weights lie in; `doctor` says why not another."""
+    n_bytes = sum(matrix.n_bytes for matrix in decoder.matrices)
+    huge = sum(matrix.huge_bytes for matrix in decoder.matrices)
+    kind = "mapped from files" if mmap else "in huge pages" if huge > 0.9 * n_bytes else "in ordinary pages"
+    return f"{console.size(n_bytes)} of weights {kind}"
+
+
+def _bandwidth(result: BenchResult, facts: WeightFacts) -> dict[str, Any]:
+    """What decoding reads, and how fast a plain read of the same weights is; None for prompts."""
+    found = result.bandwidth(facts.n_bytes) or (None, None, None)
+    gb_per_s, read_gb_per_s = (None if rate is None else round(rate / 1e9, 3) for rate in found[:2])
+    return {
+        "bytes_per_token": facts.n_bytes if found[0] else None,
+        "gb_per_s": gb_per_s,
+        "read_gb_per_s": read_gb_per_s,
+        "share_of_read": None if found[2] is None else round(found[2], 4),
     }
 
 
@@ -192,8 +222,16 @@ def _format(rows: list[dict[str, Any]], output: str) -> str:
     return _markdown(rows)
 
 
+def _bandwidth_cells(row: dict[str, Any]) -> list[str]:
+    if row["share_of_read"] is None:
+        return ["", "", ""]
+    share = f"{row['share_of_read']:.0%} of {row['read_gb_per_s']:.1f}"
+    return [f"{row['bytes_per_token'] / 1e9:.3g}", f"{row['gb_per_s']:.1f}", share]
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
     header = ["model", "type", "size", "params", "threads", "test", "tokens/s", "median", "ms/token"]
+    header += ["GB/token", "GB/s", "of read"]
     cells = [
         [
             Path(row["model_filename"]).name,
@@ -207,6 +245,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             f"{row['median_ts']:.2f}",
             f"{1000 / row['median_ts']:.2f}",
+            *_bandwidth_cells(row),
         ]
         for row in rows
     ]

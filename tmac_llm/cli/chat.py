@@ -43,6 +43,7 @@ def chat(
     context: opt.Context = None,
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
+    mmap: opt.Mmap = False,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -57,7 +58,7 @@ def chat(
 
     system_text = read_text(system)  # a mistake is told before the work
     checked = opt.checked_tables(tables, fast_aggregation)
-    with open_model(model, threads=threads, tables=checked, context=context) as llm:
+    with open_model(model, threads=threads, tables=checked, context=context, mmap=mmap) as llm:
         session = ChatSession(llm, system=system_text, show_stats=stats)
         session.set_sampling(
             max_tokens=max_tokens,

@@ -22,6 +22,7 @@ HUGE_PAGES = {
     "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
     "unavailable": "this system has none",
 }
+_PROBE_BYTES = 32 << 20
 
 
 def doctor(
@@ -55,11 +56,13 @@ def _facts(threads: int | None) -> dict[str, Any]:
         "tmac-llm": f"{tmac_llm.__version__}, {system}",
         "libraries": _versions(),
         "cpu": f"{machine.cpu_name()}, {machine.physical_cores()} physical cores",
-        "threads": f"{kernels.n_threads()}{_quota(machine.cgroup_cpus())}",
+        "threads": f"{kernels.n_threads()}: {_thread_reasons(threads)}",
         "instruction set": [_isa_line(isa, selected) for isa in kernels.isas()],
-        "memory": f"{free} free of {total}",
-        "huge pages": f"{machine.huge_pages()}: {HUGE_PAGES.get(machine.huge_pages(), '')}",
+        "memory": [f"{free} free of {total}", *_memory_limits()],
+        "huge pages": _huge_pages(),
         "store": str(store.home()),
+        "mapped copies": _mapped_copies(),
+        "tuning": _tuning(),
         "self-test": _self_test(),
     }
 
@@ -72,8 +75,78 @@ def _isa_line(isa: Any, selected: str) -> str:
     return f"{isa.name}: not on this CPU, needs {isa.requires}"
 
 
-def _quota(granted: float | None) -> str:
-    return f" (the control group grants {granted:g} CPUs)" if granted is not None else ""
+def _thread_reasons(asked: int | None) -> str:
+    from tmac_llm import machine
+
+    return "--threads or TMAC_THREADS" if asked is not None else ", ".join(machine.thread_reasons())
+
+
+def _memory_limits() -> list[str]:
+    """Limits below the machine's, and what is left of each."""
+    from tmac_llm import machine
+
+    limits = (
+        ("the control group leaves", machine.cgroup_memory(), "; loading more is refused"),
+        ("RLIMIT_AS or RLIMIT_DATA leaves", machine.address_space(), "; `ulimit -v unlimited` lifts it"),
+    )
+    return [f"{name} {console.size(left)}{advice}" for name, left, advice in limits if left is not None]
+
+
+def _huge_pages() -> list[str]:
+    """The switch, what this process gets, and why not more."""
+    from tmac_llm import machine
+
+    state = machine.huge_pages()
+    lines = [f"{state}: {HUGE_PAGES.get(state, '')}"]
+    if state not in ("always", "madvise"):
+        return lines
+    if machine.huge_pages_disabled():
+        return [*lines, "but forbidden to this process (PR_SET_THP_DISABLE), perhaps by its container"]
+    asked, got = _try_huge_pages()
+    shown = f"a test of {console.size(asked)} got {console.size(got)} in huge pages"
+    why = (
+        ""
+        if got >= asked
+        else "; memory is fragmented: close programs, or as root: echo 1 > /proc/sys/vm/compact_memory"
+    )
+    return [*lines, shown + why, "with --mmap the weights lie in 4 KiB pages of the file instead"]
+
+
+def _try_huge_pages() -> tuple[int, int]:
+    """(bytes that a matrix asks for, bytes that it gets) in huge pages."""
+    import numpy as np
+
+    from tmac_llm import kernels, machine
+
+    before = machine.huge_page_memory()
+    shape = kernels.MatrixShape(_PROBE_BYTES * 8 // 4 // 4096, 4096, 4, 0, False, 8.0)
+    matrix = kernels.Matrix(shape, np.zeros(shape.packed_size, np.uint8))
+    found = matrix.huge_bytes, max(0, machine.huge_page_memory() - before)
+    matrix.close()
+    return found
+
+
+def _tuning() -> str:
+    """What `tune` stored for this CPU, or why it cannot be used."""
+    from tmac_llm import tuning
+    from tmac_llm.errors import StoreError
+
+    try:
+        choices = tuning.load()
+    except StoreError as error:
+        return str(error)
+    if not choices:
+        return "nothing stored; `tmac-llm tune MODEL` measures"
+    own = sum(choice != type(choice)() for choice in choices.values())
+    return f"{len(choices)} shapes measured, {own} other than the defaults; {tuning.path()}"
+
+
+def _mapped_copies() -> list[str]:
+    """Files that --mmap made; each may be removed at any time."""
+    from tmac_llm import mapped
+
+    copies = [f"{copy} ({console.size(copy.stat().st_size)})" for copy in mapped.copies()]
+    return copies or [f"none in {mapped.directory()}"]
 
 
 def _versions() -> str:

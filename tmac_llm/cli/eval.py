@@ -54,6 +54,7 @@ def evaluate(
     ] = 128,
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
+    mmap: opt.Mmap = False,
     threads: opt.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
     quiet: opt.Quiet = False,
@@ -70,15 +71,18 @@ def evaluate(
     for the model only.
     """
     from tmac_llm import kernels
-    from tmac_llm.cli.model_argument import packed_path
+    from tmac_llm.cli.model_argument import packed_path, prepare_mmap
 
     if threads is not None:
         kernels.set_threads(threads)
     path = packed_path(model)
     other = _reference_path(reference) if reference else None
-    checked = opt.checked_tables(tables, fast_aggregation)
+    checked, content = opt.checked_tables(tables, fast_aggregation), read_text(text)
+    if mmap:
+        for each in filter(None, (path, other)):
+            prepare_mmap(each)
     result = measure(
-        path, read_text(text), other, context=context, chunks=chunks, batch=batch, tables=checked
+        path, content, other, context=context, chunks=chunks, batch=batch, tables=checked, mmap=mmap
     )
     if as_json:
         facts = {"model": path.name, "reference": other.name if other else None, "text": str(text)}
@@ -109,6 +113,7 @@ def measure(
     at_most: int | None = None,
     batch: int = 128,
     tables: Literal["int8", "exact", "fast"] | None = None,
+    mmap: bool = False,
 ) -> Evaluation:
     """Evaluate the packed model at `path` with a progress bar.
 
@@ -127,8 +132,8 @@ def measure(
     windows = evaluation.windows(ids, context, bos)
     if chunks is not None and chunks > len(windows):
         raise UsageError(f"--chunks {chunks}: the text has {len(windows)} of {context} tokens")
-    model = load_decoder(packed[0], tables)
-    other = load_decoder(packed[1]) if reference else None
+    model = load_decoder(packed[0], tables, mmap=mmap)
+    other = load_decoder(packed[1], mmap=mmap) if reference else None
     with console.progress(unit="tokens") as bar:
         task = bar.add_task("perplexity", total=None)
 

@@ -51,6 +51,7 @@ def generate(
     context: opt.Context = None,
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
+    mmap: opt.Mmap = False,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -76,7 +77,7 @@ def generate(
         "stop": stop,
     }
     checked = opt.checked_tables(tables, fast_aggregation)
-    with open_model(model, threads=threads, tables=checked, context=context) as llm:
+    with open_model(model, threads=threads, tables=checked, context=context, mmap=mmap) as llm:
         given = {name: value for name, value in sampling.items() if value is not None}
         stream = _start(llm, text, system_text, raw, given)
         for piece in stream:

@@ -14,6 +14,8 @@ from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tmac_llm.packed.container import PackedModel
 
 
@@ -25,13 +27,17 @@ def info(
     debug: opt.Debug = False,
 ) -> None:
     """Show what a packed model is: shapes, bits, sizes, context, template."""
+    from tmac_llm import mapped
     from tmac_llm.cli.model_argument import packed_path
     from tmac_llm.packed.container import PackedModel
 
     packed = PackedModel.open(packed_path(model))
+    copies = mapped.copies(packed.path)
     if verify:
         packed.verify()
-    facts = _facts(packed)
+        for copy in copies:
+            mapped.verify(copy)
+    facts = _facts(packed) | {"mmap": _mmap(packed, copies)}
     if verify:
         facts["verified"] = "all files match their SHA-256"
     if as_json:
@@ -55,6 +61,22 @@ def _added_error(errors: dict[str, float]) -> str:
         return "none: all weights are the source's"
     low, high = min(errors.values()), max(errors.values())
     return f"relative RMS {low:.1e} to {high:.1e} in {len(errors)} matrices (--json lists them)"
+
+
+def _mmap(packed: PackedModel, copies: list[Path]) -> str:
+    """What --mmap maps, and what that costs on disk."""
+    from tmac_llm import kernels, mapped
+    from tmac_llm.load import mapped_names
+
+    isa, names = kernels.isa_selected(), mapped_names(packed)
+    if missing := mapped.needs_copy(packed, names):
+        return f"makes a copy of {console.size(missing)} in the order of {isa} in {mapped.directory()} when first used"
+    own = mapped.copy_path(packed.path)
+    used = (
+        f"maps {own} ({console.size(own.stat().st_size)})" if own.exists() else "maps the model's own files"
+    )
+    others = [copy.name for copy in copies if copy != own]
+    return used + (f"; copies for others: {', '.join(others)}" if others else "")
 
 
 def _facts(packed: PackedModel) -> dict[str, Any]:

@@ -22,11 +22,33 @@ def open_model(
     threads: int | None,
     tables: Literal["int8", "exact", "fast"] | None,
     context: int | None,
+    mmap: bool,
 ) -> LLM:
     """Load the model that the argument names; None is the embedded one. tables: of options.checked_tables."""
     import tmac_llm
+    from tmac_llm import kernels
 
-    return tmac_llm.load(packed_path(model), n_threads=threads, tables=tables, context_length=context)
+    path = packed_path(model)
+    if threads is not None:
+        kernels.set_threads(threads)
+    if mmap:
+        prepare_mmap(path)
+    return tmac_llm.load(path, tables=tables, context_length=context, mmap=mmap)
+
+
+def prepare_mmap(path: Path) -> None:
+    """Say that the first --mmap of a model takes its time, and what happens to a file that is cut short."""
+    from tmac_llm import kernels, mapped
+    from tmac_llm.load import mapped_names
+    from tmac_llm.packed.container import PackedModel
+
+    packed = PackedModel.open(path)
+    if n_bytes := mapped.needs_copy(packed, mapped_names(packed)):
+        what = f"{console.size(n_bytes)} in the order of {kernels.isa_selected()}"
+        console.note(f"--mmap: copying {what} to {mapped.directory()}, once")
+    kernels.explain_bus_errors(
+        f"error: {path}: a mapped file was cut short or cannot be read; do not change a model while it runs with --mmap"
+    )
 
 
 def packed_path(model: str | None) -> Path:

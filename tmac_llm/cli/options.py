@@ -50,6 +50,14 @@ Threads = Annotated[
         help="Threads of the lookup kernels.",
     ),
 ]
+Mmap = Annotated[
+    bool,
+    typer.Option(
+        "--mmap/--no-mmap",
+        envvar="TMAC_MMAP",
+        help="Multiply from mapped files that processes share, instead of from huge pages: less memory, slower.",
+    ),
+]
 Tables = Annotated[
     str | None,
     typer.Option(

@@ -22,11 +22,15 @@ def rm(
     debug: opt.Debug = False,
 ) -> None:
     """Remove a packed model from the local store."""
-    from tmac_llm import store
+    from tmac_llm import mapped, store
 
     entry = store.find(name)
+    copies = mapped.copies(entry.path)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {name}: nobody to ask; --yes removes it without a question")
         typer.confirm(f"Remove {entry.name} ({console.size(entry.n_bytes)})?", abort=True, err=True)
-    console.note(f"removed {entry.name}, {console.size(store.remove(entry.name))} freed")
+    freed = sum(copy.stat().st_size for copy in copies)
+    for copy in copies:
+        mapped.remove(copy)
+    console.note(f"removed {entry.name}, {console.size(freed + store.remove(entry.name))} freed")

@@ -75,6 +75,19 @@ def set_threads(n: int) -> None:
     init(isa_selected() if _initialised else None, n)
 
 
+def fork_join_time(n_jobs: int, work: float) -> float:
+    """Seconds of n_jobs jobs, one after the other, in which every thread works for `work` seconds."""
+    ensure_initialised()
+    elapsed = int(lib.tmac_fork_join_time(n_jobs, int(work * 1e9)))
+    check(elapsed, f"{n_jobs} jobs of {work} s")
+    return elapsed / 1e9
+
+
+def explain_bus_errors(message: str) -> None:
+    """Write this line and exit with 1 when a page of a mapped file is gone, from now on, in the whole process."""
+    check(lib.tmac_explain_bus_errors(message.encode()[:1000]), "bus errors")
+
+
 def check(status: int, what: str) -> None:
     """Raise KernelError for a negative status."""
     if status < 0:

@@ -1,7 +1,9 @@
 """A packed matrix in memory and its products; knows nothing of the model that it belongs to."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,17 @@ Activations = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np
 Floats = npt.NDArray[np.float32]
 
 
+class Tuning(NamedTuple):
+    """How a matrix is multiplied, for speed alone: no choice changes a result. 0: the default.
+
+    prefetch: bytes ahead that the weights of one token are asked for; -1: none ahead. panel_bytes: of tables that
+    are live at once, several tokens.
+    """
+
+    prefetch: int = 0
+    panel_bytes: int = 0
+
+
 class Matrix:
     """Weights in memory of their own (huge pages where the system has them), in the order that the running
     instruction set reads. Keeps no reference to `tiles`.
@@ -37,9 +50,59 @@ class Matrix:
         ensure_initialised()
         out = ffi.new("tmac_matrix **")
         check(lib.tmac_matrix_load(shape.c, pointer(tiles), out), f"loading {shape.packed_size} bytes")
+        self._own(shape, out[0], shape.packed_size, None)
+
+    @classmethod
+    def view(cls, shape: MatrixShape, data: npt.NDArray[np.uint8], slabs: int = 0) -> Matrix:
+        """A matrix that multiplies straight from `data`, such as a mapped file; nothing is copied.
+
+        data: uint8, at an address that is a multiple of 64: `data` and `slabs` of a loaded matrix of this shape
+        under the running instruction set, or the tiles where `keeps_order(shape)`. The matrix keeps it alive.
+        Raises KernelError for data of another size, or not aligned.
+        """
+        expect("Matrix.view: data", data, (np.uint8,), (data.size,))
+        ensure_initialised()
+        if data.ctypes.data % 64:
+            raise KernelError("Matrix.view: data: expected an address that is a multiple of 64")
+        out = ffi.new("tmac_matrix **")
+        status = lib.tmac_matrix_view(shape.c, pointer(data), data.size, slabs, out)
+        check(status, f"{data.size} bytes in {slabs} slabs as {shape}")
+        matrix = cls.__new__(cls)
+        matrix._own(shape, out[0], 0, data)
+        return matrix
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """Its bytes in the order of the running instruction set: a read-only view that keeps them alive."""
+        handle = self._open()
+
+        def keep(address: Any, handle: Any = handle) -> None:
+            del handle  # goes with the view
+
+        address = ffi.gc(lib.tmac_matrix_data(handle, ffi.NULL), keep)
+        data = np.frombuffer(ffi.buffer(address, self.n_bytes), np.uint8)
+        data.flags.writeable = False
+        return data
+
+    @property
+    def slabs(self) -> int:
+        """Parts that a ternary matrix is cut into for the threads; 0 where it is not."""
+        slabs = ffi.new("int32_t *")
+        lib.tmac_matrix_data(self._open(), slabs)
+        return int(slabs[0])
+
+    def tune(self, tuning: Tuning) -> None:
+        """Choose how it is multiplied; raises KernelError for numbers that make no sense."""
+        check(lib.tmac_matrix_tune(self._open(), ffi.new("tmac_tuning *", tuning)), f"{tuning}")
+
+    def _own(self, shape: MatrixShape, handle: Any, n_bytes: int, data: npt.NDArray[np.uint8] | None) -> None:
         self.shape = shape
         self._has_fast = has_fast_aggregation()
-        self._handle: Any = ffi.gc(out[0], lib.tmac_matrix_free, shape.packed_size)
+
+        def free(handle: Any, data: Any = data) -> None:
+            lib.tmac_matrix_free(handle)
+
+        self._handle: Any = ffi.gc(handle, free, n_bytes)
 
     def matmul(
         self,
@@ -80,11 +143,11 @@ class Matrix:
 
         return call
 
-    def read(self) -> int:
-        """Read every byte once on all threads: the ceiling of a product with one token. Returns their checksum,
-        the exclusive or of all 64-bit words."""
+    def read(self, n_streams: int = 4) -> int:
+        """Read every byte once on all threads: the ceiling of a product with one token. n_streams: 1, 2, 4 or 8
+        that each thread reads side by side. Returns the exclusive or of all 64-bit words."""
         checksum = ffi.new("uint64_t *")
-        check(lib.tmac_matrix_read(self._open(), checksum), "read")
+        check(lib.tmac_matrix_read(self._open(), n_streams, checksum), f"read: {n_streams} streams")
         return int(checksum[0])
 
     def close(self) -> None:
@@ -93,12 +156,12 @@ class Matrix:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of its weights in memory."""
         return int(lib.tmac_matrix_bytes(self._open(), ffi.NULL))
 
     @property
     def huge_bytes(self) -> int:
-        """How many of them the system was asked to put in huge pages; 0 where it has none."""
+        """How many of them the system was asked to put in huge pages; 0 where it has none, and for a view."""
         huge = ffi.new("int64_t *")
         lib.tmac_matrix_bytes(self._open(), huge)
         return int(huge[0])
@@ -144,6 +207,12 @@ def memory_size(shape: MatrixShape) -> int:
     size = int(lib.tmac_memory_size(shape.c))
     check(size, "memory_size")
     return size
+
+
+def keeps_order(shape: MatrixShape) -> bool:
+    """Whether the running instruction set reads a matrix of this shape in the order of its packed tiles."""
+    ensure_initialised()
+    return bool(lib.tmac_matrix_keeps_order(shape.c))
 
 
 def _check_rows(what: str, array: object, dtypes: tuple[np.dtype[Any], ...], width: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tmac_llm.kernels import Matrix
 from tmac_llm.model.activation import GatedActivation
 from tmac_llm.model.attention import Attention
 from tmac_llm.model.config import ModelConfig
@@ -47,8 +48,10 @@ class Decoder:
         layers: Sequence[Layer],
         norm: RMSNorm,
         lm_head: Linear,
+        matrices: Sequence[Matrix] = (),
     ) -> None:
         self.config = config
+        self.matrices = tuple(matrices)  # all packed ones: what one token reads
         self._embed_tokens, self._layers, self._norm, self._lm_head = embed_tokens, layers, norm, lm_head
         self._rope = RotaryEmbedding(config.rope, config.head_dim)
         self._attention = Attention(config)  # grouped heads; a sliding window for Mistral
