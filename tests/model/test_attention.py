@@ -15,7 +15,7 @@ from tmac_llm.model.kv_cache import KVCache
 SHAPES = [(4, 4, 16), (4, 2, 24), (6, 1, 96), (3, 3, 100), (2, 1, 80), (2, 2, 256), (5, 5, 2), (20, 5, 128)]
 
 
-def run(heads, kv_heads, dim, chunks, window=None, seed=0):
+def run(heads, kv_heads, dim, chunks, window=None, seed=0, cache_type="f32"):
     """Attention over a sequence fed in chunks, (ours, expected): (n, heads, dim)."""
     config = replace(
         CONFIG,
@@ -29,12 +29,13 @@ def run(heads, kv_heads, dim, chunks, window=None, seed=0):
     rng = np.random.default_rng(seed)
     q = (rng.standard_normal((total, heads, dim)) * 2).astype(np.float32)
     k, v = rng.standard_normal((2, total, kv_heads, dim), np.float32)
-    cache, attend, outs, begin = KVCache(config, total), Attention(config), [], 0
+    cache, attend, outs, begin = KVCache(config, total, cache_type), Attention(config), [], 0
+    scaled_q, scaled_k = q * np.float32(dim**-0.25), k * np.float32(dim**-0.25)
     for n in chunks:
         part = slice(begin, begin + n)
         cache.reserve(n)
         out = np.full((n, heads, dim), np.nan, np.float32)
-        attend(q[part], cache.append(0, k[part], v[part]), begin, out)
+        attend(scaled_q[part], cache.append(0, scaled_k[part], v[part]), begin, out)
         cache.advance(n)
         outs.append(out)
         begin += n
@@ -70,9 +71,9 @@ def test_small_portions_give_the_same(monkeypatch, window):
 @pytest.mark.parametrize("kv_heads", [2, 3, 5])
 def test_one_token_split_over_threads_gives_the_same(monkeypatch, kv_heads):
     whole, _ = run(2 * kv_heads, kv_heads, 24, [100, 1, 1])
-    monkeypatch.setattr(module, "_SPLIT_FROM", 1)
+    monkeypatch.setattr(module, "_PORTION", 1)
     split, expected = run(2 * kv_heads, kv_heads, 24, [100, 1, 1])
-    np.testing.assert_array_equal(split, whole)
+    assert_close(split, whole)
     assert_close(split, expected)
 
 
