@@ -24,6 +24,8 @@ LAYERS = [
     "convert_plan",
     "store",
     "evaluation",
+    "bench_compare",
+    "profiling",
     "bench",
     "bench_kernels",
     "generation",
@@ -48,6 +50,7 @@ LAYERS = [
     "model.rope_config",
     "model.fields",
     "resources",
+    "energy",
     "machine",
     "errors",
 ]

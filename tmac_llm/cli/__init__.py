@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from tmac_llm.cli import (
     bench,
+    bench_compare,
     bench_kernels,
     chat,
     console,
@@ -29,16 +30,19 @@ from tmac_llm.errors import TmacError
 
 
 class BenchGroup(TyperGroup):
-    """`bench` measures a model unless the next word is `kernels`."""
+    """`bench` measures a model unless the next word is another of its commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the name of the command that was left out."""
-        return super().parse_args(ctx, args if args[:1] == ["kernels"] else ["model", *args])
+        return super().parse_args(
+            ctx, args if args and args[0] in self.commands.keys() - {"model"} else ["model", *args]
+        )
 
 
 benches = typer.Typer(name="bench", cls=BenchGroup, help="Measure tokens per second, or single kernels.")
 benches.command("model")(bench.bench)
 benches.command("kernels")(bench_kernels.bench_kernels)
+benches.command("compare")(bench_compare.bench_compare)
 
 app = typer.Typer(
     name="tmac-llm",

@@ -41,6 +41,7 @@ def chat(
         ),
     ] = True,
     context: opt.Context = None,
+    cache_type: opt.CacheType = "f32",
     tables: opt.Tables = None,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
@@ -55,7 +56,7 @@ def chat(
     from tmac_llm.cli.model_argument import open_model
 
     system_text = read_text(system)  # a mistake is told before the work
-    with open_model(model, threads=threads, tables=tables, context=context) as llm:
+    with open_model(model, threads=threads, tables=tables, context=context, cache_type=cache_type) as llm:
         session = ChatSession(llm, system=system_text, show_stats=stats)
         session.set_sampling(
             max_tokens=max_tokens,

@@ -53,6 +53,7 @@ def evaluate(
         ),
     ] = 128,
     tables: opt.Tables = None,
+    cache_type: opt.CacheType = "f32",
     threads: opt.Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
     quiet: opt.Quiet = False,
@@ -65,7 +66,8 @@ def evaluate(
     the second half of a chunk is scored. Standard errors take tokens as independent.
 
     With --reference both models run side by side: KL divergence of every prediction, change of the true
-    token's probability, and how often both find the same token most probable. --tables is for the model only.
+    token's probability, and how often both find the same token most probable. --tables and --cache-type are for
+    the model only: beside itself as the reference it shows what they cost.
     """
     from tmac_llm import kernels
     from tmac_llm.cli.model_argument import packed_path
@@ -74,7 +76,16 @@ def evaluate(
         kernels.set_threads(threads)
     path = packed_path(model)
     other = _reference_path(reference) if reference else None
-    result = measure(path, read_text(text), other, context=context, chunks=chunks, batch=batch, tables=tables)
+    result = measure(
+        path,
+        read_text(text),
+        other,
+        context=context,
+        chunks=chunks,
+        batch=batch,
+        tables=tables,
+        cache_type=cache_type,
+    )
     if as_json:
         facts = {"model": path.name, "reference": other.name if other else None, "text": str(text)}
         console.out(json.dumps(facts | asdict(result), indent=2) + "\n")
@@ -105,6 +116,7 @@ def measure(
     at_most: int | None = None,
     batch: int = 128,
     tables: str | None = None,
+    cache_type: str = "f32",
 ) -> Evaluation:
     """Evaluate the packed model at `path` with a progress bar.
 
@@ -123,6 +135,7 @@ def measure(
     windows = evaluation.windows(ids, context, bos)
     if chunks is not None and chunks > len(windows):
         raise UsageError(f"--chunks {chunks}: the text has {len(windows)} of {context} tokens")
+    cache = opt.checked_cache_type(cache_type)
     model = load_decoder(packed[0], opt.checked_tables(tables))
     other = load_decoder(packed[1]) if reference else None
     with console.progress(unit="tokens") as bar:
@@ -131,7 +144,9 @@ def measure(
         def on_progress(done: int, total: int, perplexity: float) -> None:
             bar.update(task, description=f"perplexity {perplexity:.4f}", completed=done, total=total)
 
-        return evaluation.evaluate(model, windows[: chunks or at_most], other, on_progress, batch=batch)
+        return evaluation.evaluate(
+            model, windows[: chunks or at_most], other, on_progress, batch=batch, cache_type=cache
+        )
 
 
 def summary(result: Evaluation) -> list[tuple[str, str]]:

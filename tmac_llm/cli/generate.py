@@ -49,6 +49,7 @@ def generate(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     context: opt.Context = None,
+    cache_type: opt.CacheType = "f32",
     tables: opt.Tables = None,
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
@@ -74,7 +75,7 @@ def generate(
         "seed": seed,
         "stop": stop,
     }
-    with open_model(model, threads=threads, tables=tables, context=context) as llm:
+    with open_model(model, threads=threads, tables=tables, context=context, cache_type=cache_type) as llm:
         given = {name: value for name, value in sampling.items() if value is not None}
         stream = _start(llm, text, system_text, raw, given)
         for piece in stream:

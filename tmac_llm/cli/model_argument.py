@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from tmac_llm.llm import LLM
 
 
-def open_model(model: str | None, *, threads: int | None, tables: str | None, context: int | None) -> LLM:
+def open_model(
+    model: str | None, *, threads: int | None, tables: str | None, context: int | None, cache_type: str
+) -> LLM:
     """Load the model that the argument names; None is the embedded one."""
     import tmac_llm
 
-    checked = opt.checked_tables(tables)
-    return tmac_llm.load(packed_path(model), n_threads=threads, tables=checked, context_length=context)
+    checked, cache = opt.checked_tables(tables), opt.checked_cache_type(cache_type)
+    path = packed_path(model)
+    return tmac_llm.load(path, n_threads=threads, tables=checked, context_length=context, cache_type=cache)
 
 
 def packed_path(model: str | None) -> Path:

@@ -59,6 +59,14 @@ Tables = Annotated[
         help="exact: lossless tables of int8 activations; int8: rounded tables. BitNet weights are always exact.",
     ),
 ]
+CacheType = Annotated[
+    str,
+    typer.Option(
+        "--cache-type",
+        envvar="TMAC_CACHE_TYPE",
+        help="Keys and values of the context: f32, or int8 for a quarter of the memory.",
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(
@@ -134,3 +142,10 @@ def checked_tables(tables: str | None) -> Literal["int8", "exact"] | None:
     if tables not in (None, "int8", "exact"):
         raise UsageError(f"--tables {tables}: expected int8 or exact")
     return cast('Literal["int8", "exact"] | None', tables)
+
+
+def checked_cache_type(cache_type: str) -> Literal["f32", "int8"]:
+    """The value of --cache-type, or a UsageError."""
+    if cache_type not in ("f32", "int8"):
+        raise UsageError(f"--cache-type {cache_type}: expected f32 or int8")
+    return cast('Literal["f32", "int8"]', cache_type)

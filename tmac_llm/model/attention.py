@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class Attention:
             self._look(q, cache, begin, end, token, 0)
         else:
             edges = [(first + (last - first) * i // portions) * TILE for i in range(portions + 1)]
-            spans = [(max(a, begin), min(b, end)) for a, b in zip(edges, edges[1:], strict=False)]
+            spans = [(max(a, begin), min(b, end)) for a, b in pairwise(edges)]
             parallel.for_each(lambda i: self._look(q, cache, *spans[i], token, i), range(portions))
             token.merge()
         parts = out.reshape(self._kv_heads, self._group, *self._parts).transpose(0, 2, 1, 3)
@@ -170,11 +171,10 @@ class _Work:
         self.shape = heads, rows, positions = shape
         head_dim = parts[0] * parts[1]
         sizes = np.cumsum([0, positions, head_dim, head_dim, 1, 1]) * heads * rows
-        buffer = old.buffer if old else np.empty(0, np.float32)
-        self.buffer = buffer if buffer.size >= sizes[-1] else np.empty(sizes[-1], np.float32)
-        scores, q, sums, highest, total = (
-            self.buffer[a:b] for a, b in zip(sizes, sizes[1:], strict=False)
+        self.buffer: Floats = (
+            old.buffer if old and old.buffer.size >= sizes[-1] else np.empty(sizes[-1], np.float32)
         )
+        scores, q, sums, highest, total = (self.buffer[a:b] for a, b in pairwise(sizes))
         self.scores = scores.reshape(shape)
         self.q = q.reshape(heads, rows, head_dim)
         self.sum = sums.reshape(heads, parts[0], rows, parts[1])

@@ -19,7 +19,9 @@ class RMSNorm:
     """
 
     def __init__(self, weight: Floats, eps: float) -> None:
-        self._weight = np.array(weight, np.float32)[None]  # numpy is fastest with one token's shape, (1, width)
+        self._weight = np.array(weight, np.float32)[
+            None
+        ]  # numpy is fastest with one token's shape, (1, width)
         self._width = weight.size
         self._eps = eps
 
