@@ -51,6 +51,7 @@ LAYERS = [
     "model.fields",
     "resources",
     "energy",
+    "paths",
     "machine",
     "errors",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference_forward import CONFIG
 
-from tmac_llm.errors import ContextLengthError
+from tmac_llm.errors import ContextLengthError, UsageError
 from tmac_llm.model.kv_cache import KVCache
 from tmac_llm.model.layer_cache import TILE, value_part
 
@@ -76,6 +76,15 @@ def test_growth_is_geometric_and_bounded():
     small.reserve(70)
     assert small.layer(0).keys.shape[1] == 2
     assert small.n_bytes == 2 * 2 * (2 * 2 * TILE * 24) * 4
+
+
+def test_cache_types():
+    small, large = (KVCache(CONFIG, 64, kind) for kind in ("int8", "f32"))
+    for cache in (small, large):
+        cache.reserve(64)
+    assert large.n_bytes / 4 < small.n_bytes < large.n_bytes / 3
+    with pytest.raises(UsageError, match="cache type: expected f32 or int8, found 'q4'"):
+        KVCache(CONFIG, 64, "q4")
 
 
 def test_a_full_context_is_refused_and_nothing_changes():

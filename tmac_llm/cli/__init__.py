@@ -87,9 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     Every failure is one line on stderr; a traceback only with --debug.
     """
-    console.prepare_streams()
     try:
+        console.prepare_streams()
         app(args=arguments, prog_name="tmac-llm")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if console.state.debug:
             traceback.print_exc()

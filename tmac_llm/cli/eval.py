@@ -15,6 +15,7 @@ import typer
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
 from tmac_llm.errors import UsageError
+from tmac_llm.paths import expand_user
 
 if TYPE_CHECKING:
     from tmac_llm.evaluation import Estimate, Evaluation
@@ -180,7 +181,7 @@ def _reference_path(reference: str) -> Path:
     """A packed directory or a name of the store: nothing is converted here, at bits nobody chose."""
     from tmac_llm import store
 
-    path = Path(reference).expanduser()
+    path = expand_user(reference)
     return path if path.is_dir() else store.resolve(reference)
 
 

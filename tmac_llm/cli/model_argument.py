@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
 from tmac_llm.errors import ConvertError, StoreError, UsageError
+from tmac_llm.paths import expand_user
 
 if TYPE_CHECKING:
     from tmac_llm.llm import LLM
@@ -36,7 +37,7 @@ def packed_path(model: str | None) -> Path:
         raise UsageError("MODEL is empty; leave it out for the storyteller that comes with tmac-llm")
     from tmac_llm import store
 
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if path.is_dir():
         return path if _is_packed(path) else _convert_once(model)
     if path.suffix == ".gguf" and path.is_file():

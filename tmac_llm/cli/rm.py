@@ -28,5 +28,8 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {name}: nobody to ask; --yes removes it without a question")
-        typer.confirm(f"Remove {entry.name} ({console.size(entry.n_bytes)})?", abort=True, err=True)
+        question = f"Remove {entry.name} ({console.size(entry.n_bytes)})?"
+        if not console.confirm(question):
+            console.note("nothing removed")
+            raise typer.Exit(1)
     console.note(f"removed {entry.name}, {console.size(store.remove(entry.name))} freed")

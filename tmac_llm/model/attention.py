@@ -96,11 +96,11 @@ class Attention:
             (begin, end), head = item
             heads, queries = slice(head, head + 1), end - begin
             first, length, mask = masks[begin]
-            work = self._work(1, queries * self._group, (-(-length // TILE) - first) * TILE)
+            work = self._work(1, queries * self._group, length - first * TILE)
             by_query = (1, queries, self._group, -1)
             work.q.reshape(by_query)[...] = q[begin:end, heads].transpose(1, 0, 2, 3)
             cache.scores(work.q, heads, first * TILE, work.scores)
-            seen = work.scores[..., : length - first * TILE]
+            seen = work.scores
             seen.reshape(by_query)[..., -mask.shape[1] :] += mask[:, None]
             _exponentials(seen, work.highest, work.total)
             cache.weighted_sum(seen, heads, first * TILE, work.sum)
@@ -118,12 +118,13 @@ class Attention:
     def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
         """(first tile, length, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
 
-        They see nothing from position `length` on. The mask, float32 (queries, columns) of 0 and -inf, covers
+        They see nothing from position `length`, the end of a tile, on. The mask, float32 (queries, columns) of 0 and -inf, covers
         the last columns of the rest: those that not every query sees.
         """
         queries = np.arange(position + begin, position + end)
         oldest = 0 if self._window is None else max(int(queries[0]) - self._window + 1, 0)
-        first, length = oldest // TILE, position + end
+        # Whole tiles, so that the order of sums does not depend on how a prompt was cut into chunks.
+        first, length = oldest // TILE, -(-(position + end) // TILE) * TILE
         all_see_from = oldest if self._window is None else max(int(queries[-1]) - self._window + 1, 0)
         partly = int(queries[0]) + 1 if all_see_from <= first * TILE else first * TILE
         keys = np.arange(min(partly, length - 1), length)
