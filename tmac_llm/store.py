@@ -42,9 +42,12 @@ def home() -> Path:
 
     Raises StoreError for a user without a home directory.
     """
-    path = expand_user(os.environ.get("TMAC_HOME") or platformdirs.user_data_path("tmac-llm"))
+    try:
+        path = expand_user(os.environ.get("TMAC_HOME") or platformdirs.user_data_path("tmac-llm"))
+    except RuntimeError:
+        raise StoreError("no home directory is known; set TMAC_HOME to the path of a directory") from None
     if str(path).startswith("~"):
-        raise StoreError(f"{path}: no home directory is known; set TMAC_HOME to the path of a directory")
+        raise StoreError(f"{path}: there is no such user; set TMAC_HOME to the path of a directory")
     return path
 
 

@@ -68,8 +68,9 @@ def test_one_by_one_or_together(kind):
 
 def test_codes_are_the_nearest_of_255():
     rng = np.random.default_rng(4)
-    x = rng.standard_normal((40, HEADS, DIM)).astype(np.float32) * np.float32(10.0) ** rng.integers(-6, 6, (40, HEADS, 1))
-    codes, scales = quantize(x.astype(np.float32))
+    sizes = 10.0 ** rng.integers(-6, 6, (40, HEADS, 1))
+    x = (rng.standard_normal((40, HEADS, DIM)) * sizes).astype(np.float32)
+    codes, scales = quantize(x)
     assert codes.dtype == np.uint8
     assert (codes.min(), codes.max()) == (1, 255)
     back = (codes.astype(np.float64) - 128) * scales[..., None]
