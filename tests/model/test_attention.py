@@ -11,7 +11,7 @@ from tmac_llm import kernels
 from tmac_llm.model import attention as module
 from tmac_llm.model.attention import Attention
 from tmac_llm.model.kv_cache import KVCache
-from tmac_llm.model.layer_cache import quantize
+from tmac_llm.model.layer_cache import FloatLayerCache, Int8LayerCache, quantize
 
 SHAPES = [(4, 4, 16), (4, 2, 24), (6, 1, 96), (3, 3, 100), (2, 1, 80), (2, 2, 256), (5, 5, 2), (20, 5, 128)]
 
@@ -72,7 +72,7 @@ def test_small_portions_give_the_same(monkeypatch, window):
 @pytest.mark.parametrize("kv_heads", [2, 3, 5])
 def test_one_token_split_over_threads_gives_the_same(monkeypatch, kv_heads):
     whole, _ = run(2 * kv_heads, kv_heads, 24, [100, 1, 1])
-    monkeypatch.setattr(module, "_PORTION", 1)
+    monkeypatch.setattr(FloatLayerCache, "portion", 1)
     split, expected = run(2 * kv_heads, kv_heads, 24, [100, 1, 1])
     assert_close(split, whole)
     assert_close(split, expected)
@@ -84,16 +84,16 @@ def test_one_token_split_over_threads_gives_the_same(monkeypatch, kv_heads):
 def test_positions_in_portions(monkeypatch, cache_type, window, portion):
     """Split over positions, in 2 to 5 portions that end where tiles do, a token sees the same."""
     whole, _ = run(4, 2, 24, [290, 1, 1], window, cache_type=cache_type)
-    monkeypatch.setattr(module, "_PORTION", portion)
+    for kind in (FloatLayerCache, Int8LayerCache):
+        monkeypatch.setattr(kind, "portion", portion)
     split, _ = run(4, 2, 24, [290, 1, 1], window, cache_type=cache_type)
     assert_close(split, whole)
 
 
-def test_portions_are_powers_of_two_and_no_more_than_tiles(monkeypatch):
+def test_portions_are_powers_of_two():
     attend = Attention(replace(CONFIG, num_key_value_heads=2, head_dim=24))
-    monkeypatch.setattr(module, "_PORTION", 96 * 64)
-    assert [attend._portions(n) for n in (1, 64, 65, 128, 129, 256, 257)] == [1, 1, 2, 2, 4, 4, 8]
-    assert attend._portions(10**9) == module._MOST_PORTIONS
+    sizes = (1, 64, 65, 128, 129, 256, 257, 10**9)
+    assert [attend._portions(n, 96 * 64) for n in sizes] == [1, 1, 2, 2, 4, 4, 8, module._MOST_PORTIONS]
 
 
 @pytest.mark.parametrize("window", [None, 70])

@@ -19,8 +19,6 @@ _SCORES = 1 << 18
 # Queries of one portion at most: portions keep threads equally busy, and the earlier ones skip later positions.
 _QUERIES = 64
 _LINE = 16  # floats of a cache line
-# Elements of a layer's cache in one portion of positions for one token: less is not worth another thread.
-_PORTION = 5 << 18
 _MOST_PORTIONS = 32
 
 
@@ -54,7 +52,7 @@ class Attention:
         begin = 0 if self._window is None else max(end - self._window, 0)
         q = q.reshape(self._kv_heads, self._group, self._head_dim)
         first, last = begin // TILE, -(-end // TILE)
-        portions = min(self._portions(end - begin), last - first)
+        portions = min(self._portions(end - begin, cache.portion), last - first)
         token = self._token
         if len(token.total) != portions:
             token = self._token = _Token(portions, self._kv_heads, self._group, self._parts)
@@ -68,9 +66,9 @@ class Attention:
         parts = out.reshape(self._kv_heads, self._group, *self._parts).transpose(0, 2, 1, 3)
         np.divide(token.sum[0], token.total[0][:, None], out=parts)
 
-    def _portions(self, n_positions: int) -> int:
-        """Into how many portions one token's positions are split: a power of two."""
-        n = -(-2 * self._kv_heads * self._head_dim * n_positions // _PORTION)
+    def _portions(self, n_positions: int, portion: int) -> int:
+        """Into how many portions of at most so many elements one token's positions are split: a power of two."""
+        n = -(-2 * self._kv_heads * self._head_dim * n_positions // portion)
         return int(min(1 << (n - 1).bit_length(), _MOST_PORTIONS))
 
     def _look(self, q: Floats, cache: LayerCache, begin: int, end: int, token: _Token, i: int) -> None:

@@ -23,9 +23,8 @@ TILE = 64
 # int8: code 128 is 0, codes are 1 .. 255. numpy raises uint8 to float32 at twice the speed of int8.
 _ZERO = np.float32(128)
 _LARGEST = 127
-# Codes raised at once: float32 that the last cache level holds. Many short calls would wait for the lock of the
-# interpreter, which costs two threads more than the slower cache.
-_BLOCK = 1 << 20
+# Codes raised at once: about what the level 2 cache holds as float32.
+_BLOCK = 1 << 18
 _TINY = np.float32(1e-30)
 
 
@@ -37,6 +36,9 @@ def value_part(head_dim: int) -> int:
 
 class LayerCache(Protocol):
     """The cache of one layer. Positions beyond those written hold zeros or stale values, always finite."""
+
+    portion: int
+    """Elements that one thread reads for one token: less is not worth another thread."""
 
     @property
     def n_bytes(self) -> int:
@@ -68,6 +70,8 @@ class LayerCache(Protocol):
 
 class FloatLayerCache:
     """float32."""
+
+    portion = 5 << 18
 
     def __init__(self, kv_heads: int, head_dim: int) -> None:
         part = value_part(head_dim)
@@ -116,6 +120,8 @@ class Int8LayerCache:
     keys (kv_heads, head_dim, tiles * 64), values as above. Codes are raised to float32, some heads at a time.
     Zero point and scales are applied to scores and probabilities: q k^T = (q code^T - 128 sum q) * scale.
     """
+
+    portion = 5 << 20  # more and shorter calls than float32 takes: two threads wait for each other
 
     def __init__(self, kv_heads: int, head_dim: int) -> None:
         part = value_part(head_dim)
