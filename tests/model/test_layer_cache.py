@@ -91,9 +91,15 @@ def test_int8_takes_little_more_than_a_quarter():
 
 def test_raising_in_blocks_gives_the_same(monkeypatch):
     cache, _, _ = filled(Int8LayerCache, 128)
-    q = np.random.default_rng(5).standard_normal((HEADS, ROWS, DIM), np.float32)
-    whole, parts = np.empty((2, HEADS, ROWS, 128), np.float32)
-    cache.scores(q, slice(None), 0, whole)
-    monkeypatch.setattr(layer_cache, "_BLOCK", 2 * 128 * DIM)
-    cache.scores(q, slice(None), 0, parts)
-    np.testing.assert_array_equal(whole, parts)
+    rng = np.random.default_rng(5)
+    q, p = rng.standard_normal((HEADS, ROWS, DIM), np.float32), rng.random((HEADS, ROWS, 128), np.float32)
+    scores, sums = (
+        np.empty((2, HEADS, ROWS, 128), np.float32),
+        np.empty((2, HEADS, 2, ROWS, DIM // 2), np.float32),
+    )
+    for i, block in enumerate((layer_cache._BLOCK, 2 * 128 * DIM)):
+        monkeypatch.setattr(layer_cache, "_BLOCK", block)
+        cache.scores(q, slice(None), 0, scores[i])
+        cache.weighted_sum(p.copy(), slice(None), 0, sums[i])
+    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(*sums)
