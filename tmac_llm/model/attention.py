@@ -116,8 +116,8 @@ class Attention:
     def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
         """(first tile, length, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
 
-        They see nothing from position `length`, the end of a tile, on. The mask, float32 (queries, columns) of 0 and -inf, covers
-        the last columns of the rest: those that not every query sees.
+        They see nothing from position `length`, the end of a tile, on. The mask, float32 (queries, columns) of 0
+        and -inf, covers the last columns of the rest: those that not every query sees.
         """
         queries = np.arange(position + begin, position + end)
         oldest = 0 if self._window is None else max(int(queries[0]) - self._window + 1, 0)
