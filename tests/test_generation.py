@@ -15,7 +15,7 @@ VOCAB = 50
 class Cache:
     """Remembers which ids were fed, and forgets with truncate()."""
 
-    def __init__(self, config, max_length):
+    def __init__(self, config, max_length, cache_type):
         self.fed = []
 
     def truncate(self, n):

@@ -128,6 +128,21 @@ def test_the_logits_of_several_chunks_are_those_of_one_token_at_a_time(llm):
 # --- the context over several turns ------------------------------------------------------------------------
 
 
+def test_an_int8_cache_is_smaller_and_nearly_as_good(llm, packed):
+    ids = np.arange(3, 90)
+    with tmac_llm.load(packed, cache_type="int8") as small:
+        rounded = small.logits(ids)
+        run(small.chat_stream(HELLO, max_tokens=2, seed=1))
+        run(llm.chat_stream(HELLO, max_tokens=2, seed=1))
+        sizes = [model._context._cache.n_bytes for model in (small, llm)]
+    assert sizes[0] < sizes[1] / 3
+    exact = llm.logits(ids)
+    assert np.abs(rounded - exact).max() > 0
+    assert np.linalg.norm(rounded - exact) < 0.1 * np.linalg.norm(exact)
+    with pytest.raises(UsageError, match="cache type: expected f32 or int8"):
+        tmac_llm.load(packed, cache_type="f16")
+
+
 def test_a_second_turn_computes_only_the_new_tokens(llm):
     first = run(llm.chat_stream(HELLO, max_tokens=12, seed=3))
     messages = [*HELLO, {"role": "assistant", "content": first.text}, {"role": "user", "content": "more"}]

@@ -37,6 +37,12 @@ def test_home_is_a_directory_of_the_user(monkeypatch):
     assert store.home() == Path("/somewhere/data/tmac-llm")
 
 
+def test_a_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMAC_HOME", "~nobody-at-all/models")
+    with pytest.raises(StoreError, match="~nobody-at-all/models: there is no such user"):
+        store.home()
+
+
 def test_a_user_without_a_home(monkeypatch):
     for name in ("HOME", "TMAC_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)

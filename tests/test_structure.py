@@ -23,6 +23,8 @@ LAYERS = [
     "convert_plan",
     "store",
     "evaluation",
+    "bench_compare",
+    "profiling",
     "bench",
     "tune",
     "bench_threads",
@@ -56,6 +58,8 @@ LAYERS = [
     "model.rope_config",
     "model.fields",
     "resources",
+    "energy",
+    "paths",
     "machine",
     "errors",
 ]

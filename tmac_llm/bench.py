@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tmac_llm import ceiling, kernels
+from tmac_llm.energy import EnergyMeter
 from tmac_llm.errors import UsageError
 from tmac_llm.generation import PREFILL_CHUNK
 from tmac_llm.load import Source
 from tmac_llm.model.decoder import Decoder
-from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.kv_cache import CacheType, KVCache
 from tmac_llm.packed import names
 
 
@@ -43,13 +44,19 @@ class BenchTest:
 
 @dataclass
 class BenchResult:
-    """The samples of one test at one thread count: nanoseconds per repetition."""
+    """The samples of one test at one thread count: nanoseconds per repetition.
+
+    warmup_ns: the run before them, which does not count. samples_j: joules of the CPU packages during each
+    repetition, whatever else ran on them; empty where they cannot be read.
+    """
 
     test: BenchTest
     n_threads: int
     samples_ns: list[int] = field(default_factory=list)
     # Bytes per second of plain reads of the weights, one after each sample; none for prompts and float models.
     reads: list[float] = field(default_factory=list)
+    warmup_ns: int = 0
+    samples_j: list[float] = field(default_factory=list)
 
     @property
     def samples_ts(self) -> list[float]:
@@ -79,6 +86,16 @@ class BenchResult:
         rates = [bytes_per_token * tokens for tokens in self.samples_ts]
         shares = [rate / read for rate, read in zip(rates, self.reads, strict=True)]
         return statistics.median(rates), statistics.median(self.reads), statistics.median(shares)
+
+    @property
+    def first_token_ns(self) -> float | None:
+        """Median nanoseconds from a prompt to the logits of the first token after it; None for decode tests."""
+        return statistics.median(self.samples_ns) if self.test.n_prompt else None
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Median over the repetitions; None where energy cannot be read."""
+        return statistics.median(self.samples_j) / self.test.n_tokens if self.samples_j else None
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,8 @@ def run(
     *,
     threads: Sequence[int],
     repetitions: int,
+    cache_type: CacheType = "f32",
+    meter: EnergyMeter | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[BenchResult]:
     """Measure each test at each thread count, interleaved against drift, after a full warm-up of each.
@@ -132,6 +151,8 @@ def run(
         tests: what to measure; UsageError where one exceeds the model's context.
         threads: kernel thread counts.
         repetitions: samples per test and thread count.
+        cache_type: of keys and values.
+        meter: of energy; None does not measure it.
         on_progress: called with (test name, runs done, runs in all).
     """
     limit = decoder.config.max_position_embeddings
@@ -147,17 +168,22 @@ def run(
     try:
         for test in tests:
             tokens = rng.integers(0, decoder.config.vocab_size, test.n_depth + test.n_tokens)
-            cache = KVCache(decoder.config, test.n_depth + test.n_tokens)
+            cache = KVCache(decoder.config, test.n_depth + test.n_tokens, cache_type)
             _feed(decoder, cache, tokens[: test.n_depth])
             results = [BenchResult(test, n) for n in threads]
             for repetition in range(-1, repetitions):
                 for result in results:
                     kernels.set_threads(result.n_threads)
+                    used = meter.read() if meter else []
                     elapsed = _measure(decoder, cache, test, tokens)
+                    joules = meter.joules_since(used) if meter else None
                     if repetition >= 0:
                         result.samples_ns.append(elapsed)
                         if test.n_gen and decoder.matrices:
                             result.reads.append(_read(decoder))
+                        result.samples_j += [] if joules is None else [joules]
+                    else:
+                        result.warmup_ns = elapsed
                     done += 1
                     if on_progress:
                         on_progress(test.name, done, total)

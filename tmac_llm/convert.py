@@ -28,6 +28,7 @@ from tmac_llm.gptq import OutputError
 from tmac_llm.packed import names
 from tmac_llm.packed.unfinished import Unfinished
 from tmac_llm.packed.writer import PackedWriter, check_target
+from tmac_llm.paths import expand_user
 from tmac_llm.quantize import Rows, SearchError
 from tmac_llm.sampling_defaults import model_sampling
 from tmac_llm.tokenizer import Tokenizer
@@ -331,7 +332,7 @@ def _identities(path: Path) -> list[list[str | int]]:
 
 def _target(source: str | Path, local: Path, file: str | None, label: str) -> Path:
     """The place in the local store."""
-    if Path(source).expanduser().exists():
+    if expand_user(source).exists():
         name = str(local)
     else:
         name = f"{source}/{Path(file).stem}" if file else str(source)
@@ -340,7 +341,7 @@ def _target(source: str | Path, local: Path, file: str | None, label: str) -> Pa
 
 def _provenance(source: str | Path, local: Path, revision: str | None, file: str | None) -> str:
     """What the packed model says it was made from: a Hub id with revision and file, or an absolute path."""
-    if Path(source).expanduser().exists():
+    if expand_user(source).exists():
         return str(local.resolve())
     name = f"{source}@{revision}" if revision else str(source)
     return f"{name}/{file}" if file else name

@@ -28,7 +28,7 @@ from tmac_llm.errors import PackedModelError, TokenizerError, UsageError
 from tmac_llm.generation import PREFILL_CHUNK
 from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
-from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.kv_cache import CacheType, KVCache
 from tmac_llm.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 512
@@ -146,9 +146,11 @@ def evaluate(
     on_progress: Progress | None = None,
     *,
     batch: int = PREFILL_CHUNK,
+    cache_type: CacheType = "f32",
 ) -> Evaluation:
     """Run the model, and beside it the reference, over windows (n_windows, context).
 
+    cache_type: of the model's keys and values; the reference has float32.
     batch: tokens of a pass. The figures are those of a prompt; 1 runs the model as decoding does.
     Memory beyond the models and their caches: the logits of `batch` tokens of each, a few portions of
     8 MB, and 25 bytes per scored token.
@@ -160,7 +162,8 @@ def evaluate(
     n_windows, context = windows.shape
     first = context // 2
     n_fed = context - 1  # the last token predicts none
-    caches = [KVCache(each.config, context) for each in models]
+    types: list[CacheType] = [cache_type, "f32"]
+    caches = [KVCache(each.config, context, kind) for each, kind in zip(models, types, strict=False)]
     samples = _Samples(n_windows * (n_fed - first))
     for i, ids in enumerate(windows):
         for cache in caches:

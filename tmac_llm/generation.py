@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tmac_llm.errors import ContextLengthError, TokenizerError
 from tmac_llm.model.decoder import Decoder
-from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.kv_cache import CacheType, KVCache
 
 # Tokens per forward pass of a prompt: enough for the GEMM kernels, few enough that a cancel is soon noticed.
 PREFILL_CHUNK = 128
@@ -34,12 +34,15 @@ class Context:
     """A KV cache and the token ids it holds, never out of step: an interrupted pass is taken back as a whole.
 
     decoder: the model. max_length: most tokens held; None is the model's max_position_embeddings.
+    cache_type: see KVCache.
     """
 
-    def __init__(self, decoder: Decoder, max_length: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, max_length: int | None = None, cache_type: CacheType = "f32"
+    ) -> None:
         self.decoder = decoder
         self.max_length = max_length or decoder.config.max_position_embeddings
-        self._cache = KVCache(decoder.config, self.max_length)
+        self._cache = KVCache(decoder.config, self.max_length, cache_type)
         self._ids: Ids = np.empty(self.max_length, np.int64)
         self._length = 0
 

@@ -30,7 +30,7 @@ from tmac_llm.generation import PREFILL_CHUNK, Context, FinishReason, Generation
 from tmac_llm.load import load_decoder
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.model.decoder import Decoder
-from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.kv_cache import CacheType, KVCache
 from tmac_llm.packed.container import PackedModel
 from tmac_llm.sampling import Sampler, SamplingParams
 from tmac_llm.sampling_defaults import model_sampling
@@ -46,14 +46,16 @@ def load(
     n_threads: int | None = None,
     tables: Literal["int8", "exact", "fast"] | None = None,
     context_length: int | None = None,
+    cache_type: CacheType = "f32",
     mmap: bool = False,
 ) -> LLM:
     """Open a packed model.
 
     path: the directory that `convert` wrote. n_threads: of the kernels, for the whole process.
     tables: see load.load_decoder. context_length: longest prompt plus answer; at most, and by default, the
-    model's max_position_embeddings. mmap: multiply straight from mapped files, whose memory all processes share,
-    instead of from a copy in huge pages: see mapped.py; slower, and the model's files may not be cut short meanwhile.
+    model's max_position_embeddings. cache_type: of keys and values, "f32", or "int8" for a quarter of the memory.
+    mmap: multiply straight from mapped files, whose memory all processes share, instead of from a copy in huge pages:
+    see mapped.py; slower, and the model's files may not be cut short meanwhile.
     Raises PackedModelError, TokenizerError, TemplateError, UsageError; with mmap also StoreError.
     """
     if n_threads is not None:
@@ -63,7 +65,8 @@ def load(
     if context_length is not None and not 1 < context_length <= limit:
         raise UsageError(f"context length: expected 2 to {limit} (the model's), found {context_length}")
     tokenizer = Tokenizer.from_dir(packed.path)
-    return LLM(load_decoder(packed, tables, mmap=mmap), tokenizer, packed.path, context_length=context_length)
+    decoder = load_decoder(packed, tables, mmap=mmap)
+    return LLM(decoder, tokenizer, packed.path, context_length=context_length, cache_type=cache_type)
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,19 @@ class LLM:
     """A model ready to answer; close() or `with` frees its memory."""
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, path: Path, *, context_length: int | None = None
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        path: Path,
+        *,
+        context_length: int | None = None,
+        cache_type: CacheType = "f32",
     ) -> None:
         self.tokenizer = tokenizer
         self.path = path
         self.config: ModelConfig = decoder.config
-        self._context: Context | None = Context(decoder, context_length)
+        self.cache_type: CacheType = cache_type
+        self._context: Context | None = Context(decoder, context_length, cache_type)
         self.context_length = self._context.max_length
         self._forbidden = tokenizer.unnamed_ids(self.config.vocab_size)
         self._default_sampling = model_sampling(path)
@@ -168,7 +178,7 @@ class LLM:
             raise UsageError(f"token_ids: expected a list of ids, found shape {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise UsageError(f"token_ids: expected 0 to {self.config.vocab_size - 1}")
-        cache = KVCache(self.config, self.context_length)
+        cache = KVCache(self.config, self.context_length, self.cache_type)
         result = np.empty((len(ids), self.config.vocab_size), np.float32)
         for begin in range(0, len(ids), PREFILL_CHUNK):
             part = slice(begin, begin + PREFILL_CHUNK)

@@ -17,6 +17,7 @@ import platformdirs
 
 from tmac_llm.errors import PackedModelError, StoreError
 from tmac_llm.packed.files import CONFIG, MANIFEST, TEMPORARY, read_json, temporary_name
+from tmac_llm.paths import expand_user
 
 _ENCODING = re.compile(r"-(?:[0-9]+bit|ternary)(?:-g[0-9]+)?(?:-h[0-9]+)?(?:-sym)?(?:-gptq)?$")
 
@@ -41,11 +42,13 @@ def home() -> Path:
 
     Raises StoreError for a user without a home directory.
     """
-    chosen = os.environ.get("TMAC_HOME")
     try:
-        return Path(chosen or platformdirs.user_data_path("tmac-llm")).expanduser()
+        path = expand_user(os.environ.get("TMAC_HOME") or platformdirs.user_data_path("tmac-llm"))
     except RuntimeError:
         raise StoreError("no home directory is known; set TMAC_HOME to the path of a directory") from None
+    if str(path).startswith("~"):
+        raise StoreError(f"{path}: there is no such user; set TMAC_HOME to the path of a directory")
+    return path
 
 
 def models_dir() -> Path:
@@ -55,7 +58,7 @@ def models_dir() -> Path:
 
 def model_name(source: str, *, encoding: str) -> str:
     """The name of a model converted from a Hub id or path; encoding: such as "2bit" or "ternary"."""
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if path.exists():
         path = path.resolve()
         name_of_file = path.stem if path.suffix == ".gguf" else path.parent.name
@@ -84,7 +87,7 @@ def matches(name: str) -> list[Entry]:
     The path of a checkpoint means what was converted from it after its files last changed.
     """
     entries = list_models()
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.exists():
         files = path.iterdir() if path.is_dir() else (path,)
         changed = max((file.stat().st_mtime for file in files), default=0.0)
@@ -103,7 +106,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
     Raises StoreError where nothing matches, or several do: then it lists them.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand_user(name_or_path)
     if (path / MANIFEST).is_file():
         return path
     name = str(name_or_path)

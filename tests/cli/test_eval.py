@@ -70,6 +70,16 @@ def test_comparison(run, packed: Path, reference: Path, text: Path) -> None:
     assert rounded == got  # products of ternary weights are exact whatever tables are asked for
 
 
+def test_the_price_of_an_int8_cache(run, packed: Path, text: Path) -> None:
+    """Beside itself a model diverges by what the cache rounds, and not at all with float32."""
+    arguments = ("eval", str(packed), "--text", str(text), *SMALL, "--reference", str(packed), "--json")
+    same, rounded = (
+        json.loads(run(*arguments, "--cache-type", kind).stdout)["comparison"] for kind in ("f32", "int8")
+    )
+    assert same["kl_max"] == 0
+    assert 0 < rounded["kl"]["value"] < 0.05
+
+
 def test_mistakes_get_one_line(run, packed: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "latin1.txt").write_bytes(b"frogs \xe9t\xe9 " * 100)
     (tmp_path / "short.txt").write_text("a brave frog")

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from reference_forward import CONFIG
 
-from tmac_llm.errors import ContextLengthError
-from tmac_llm.model.kv_cache import TILE, KVCache, value_part
+from tmac_llm.errors import ContextLengthError, UsageError
+from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.layer_cache import TILE, value_part
 
 
 def contents(cache: KVCache, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """keys and values (length, kv_heads, head_dim)."""
-    keys, values = cache.layer(layer)
-    heads, tiles, dim, _ = keys.shape
-    k = keys.transpose(1, 3, 0, 2).reshape(tiles * TILE, heads, dim)
-    v = values.transpose(1, 3, 0, 2, 4).reshape(tiles * TILE, heads, dim)
+    """keys and values (length, kv_heads, head_dim) of a float32 cache."""
+    held = cache.layer(layer)
+    heads, tiles, dim, _ = held.keys.shape
+    k = held.keys.transpose(1, 3, 0, 2).reshape(tiles * TILE, heads, dim)
+    v = held.values.transpose(2, 0, 1, 3).reshape(tiles * TILE, heads, dim)
     return k[: cache.length], v[: cache.length]
 
 
@@ -61,12 +62,12 @@ def test_truncate_then_append_overwrites():
 def test_growth_is_geometric_and_bounded():
     cache = KVCache(CONFIG, 10_000)
     zeros = np.zeros((1, 2, 24), np.float32)
-    copied, before = 0, cache.layer(0)
+    copied, before = 0, cache.layer(0).keys
     for _ in range(4000):
         cache.reserve(1)
-        if cache.layer(0).keys is not before.keys:
-            copied += before.keys.shape[1]
-            before = cache.layer(0)
+        if cache.layer(0).keys is not before:
+            copied += before.shape[1]
+            before = cache.layer(0).keys
         for layer in range(2):
             cache.append(layer, zeros, zeros)
         cache.advance(1)
@@ -75,6 +76,15 @@ def test_growth_is_geometric_and_bounded():
     small.reserve(70)
     assert small.layer(0).keys.shape[1] == 2
     assert small.n_bytes == 2 * 2 * (2 * 2 * TILE * 24) * 4
+
+
+def test_cache_types():
+    small, large = (KVCache(CONFIG, 64, kind) for kind in ("int8", "f32"))
+    for cache in (small, large):
+        cache.reserve(64)
+    assert large.n_bytes / 4 < small.n_bytes < large.n_bytes / 3
+    with pytest.raises(UsageError, match="cache type: expected f32 or int8, found 'q4'"):
+        KVCache(CONFIG, 64, "q4")
 
 
 def test_a_full_context_is_refused_and_nothing_changes():

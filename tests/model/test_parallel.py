@@ -1,5 +1,7 @@
 """Work split over threads: everything once, errors passed on, helpers stopped before returning."""
 
+import os
+import signal
 import threading
 import time
 
@@ -26,7 +28,7 @@ def test_every_item_once(n_threads, n):
     assert sorted(seen) == list(range(n))
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 100])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
 def test_every_row_once(n_threads, n):
     a, b = np.arange(2.0 * n).reshape(n, 2), np.zeros((n, 2))
 
@@ -63,6 +65,27 @@ def test_helpers_work(n_threads):
 
     parallel.for_each(work, range(n_threads))
     assert len(names) == n_threads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_the_child_of_a_fork_has_helpers_of_its_own(n_threads):
+    parallel.for_each(id, range(8))
+    child = os.fork()
+    if not child:
+        seen = []
+        parallel.for_each(seen.append, range(100))
+        os._exit(0 if sorted(seen) == list(range(100)) else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_blas_is_limited_to_one_thread():

@@ -95,6 +95,19 @@ def test_rotation_turns_pairs_half_a_head_apart(n, partial):
     np.testing.assert_allclose(x, expected, atol=4 * 340 * 2**-24)
 
 
+@pytest.mark.parametrize("partial", [1.0, 0.5])
+@pytest.mark.parametrize("n", [1, 3])
+def test_scale(n, partial):
+    """The whole head is scaled, the part too that is not rotated."""
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, 3, 24), np.float32)
+    scaled, config = x.copy(), RopeConfig(partial_rotary_factor=partial)
+    plain, other = RotaryEmbedding(config, 24), RotaryEmbedding(config, 24, heads=3, scale=0.25)
+    plain.rotate(x, plain.rotation(7, n), np.empty_like(x))
+    other.rotate(scaled, other.rotation(7, n), np.empty_like(x))
+    np.testing.assert_allclose(scaled, x / 4, rtol=1e-6, atol=1e-7)
+
+
 def test_tables_grow_without_changing():
     rope = RotaryEmbedding(LLAMA3_1B, 64)
     early = rope.rotation(5, 2).cos.copy()

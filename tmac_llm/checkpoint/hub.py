@@ -19,6 +19,7 @@ from tmac_llm.checkpoint.hub_download import Transfer, download_blob
 from tmac_llm.checkpoint.hub_errors import endpoint, explain, is_offline, is_unreachable
 from tmac_llm.checkpoint.index import INDEX, refuse_pickles
 from tmac_llm.errors import HubError
+from tmac_llm.paths import expand_user
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +62,7 @@ def fetch(
     in the calling thread. file: the weights to take, such as one of several GGUF files; then its path is returned.
     Raises HubError, or UnsupportedError (before anything is downloaded) for a repository without such weights.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if str(source) and path.exists():
         if revision is not None:
             raise HubError(f"{source}: a local path has no revision; leave --revision out")

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from tmac_llm.cli import (
     bench,
     bench_accuracy,
+    bench_compare,
     bench_kernels,
     bench_threads,
     chat,
@@ -32,12 +33,13 @@ from tmac_llm.errors import TmacError
 
 
 class BenchGroup(TyperGroup):
-    """`bench` measures a model unless the next word is `kernels`, `accuracy` or `threads`."""
+    """`bench` measures a model unless the next word is another of its commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put in the name of the command that was left out."""
-        known = ("kernels", "accuracy", "threads")
-        return super().parse_args(ctx, args if args and args[0] in known else ["model", *args])
+        return super().parse_args(
+            ctx, args if args and args[0] in self.commands.keys() - {"model"} else ["model", *args]
+        )
 
 
 benches = typer.Typer(name="bench", cls=BenchGroup, help="Measure tokens per second, or single kernels.")
@@ -45,6 +47,7 @@ benches.command("model")(bench.bench)
 benches.command("kernels")(bench_kernels.bench_kernels)
 benches.command("accuracy")(bench_accuracy.bench_accuracy)
 benches.command("threads")(bench_threads.bench_threads)
+benches.command("compare")(bench_compare.bench_compare)
 
 app = typer.Typer(
     name="tmac-llm",
@@ -90,9 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     Every failure is one line on stderr; a traceback only with --debug.
     """
-    console.prepare_streams()
     try:
+        console.prepare_streams()
         app(args=arguments, prog_name="tmac-llm")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if console.state.debug:
             traceback.print_exc()

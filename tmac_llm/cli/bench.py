@@ -18,7 +18,7 @@ from tmac_llm.cli import options as opt
 from tmac_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from tmac_llm.bench import BenchResult, WeightFacts
+    from tmac_llm.bench import BenchResult, BenchTest, WeightFacts
     from tmac_llm.load import Source
     from tmac_llm.model.decoder import Decoder
 
@@ -32,8 +32,14 @@ def bench(
     ] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Answer lengths, a list.")] = "128",
     n_depth: Annotated[
-        str, typer.Option("-d", "--n-depth", help="Tokens of context before each test, a list.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            "-d",
+            "--n-depth",
+            show_default="0; with --profile 0,512,2048",
+            help="Tokens of context before each test, a list.",
+        ),
+    ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Samples of each test.")] = 5,
     threads: Annotated[
         str | None,
@@ -53,7 +59,8 @@ def bench(
         ),
     ] = None,
     bits: Annotated[
-        int | None, typer.Option("--bits", "-b", show_default="2", help="Bits of the synthetic weights.")
+        str | None,
+        typer.Option("--bits", "-b", show_default="2", help="Bits of the synthetic weights, a list."),
     ] = None,
     group_size: Annotated[
         int | None,
@@ -66,48 +73,121 @@ def bench(
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
     mmap: opt.Mmap = False,
+    cache_type: opt.CacheType = "f32",
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Show where the time of a token goes, instead; with -o md, json or jsonl."
+        ),
+    ] = False,
+    chart: Annotated[bool, typer.Option("--chart", help="Draw the speeds in the terminal, too.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw tokens/s against threads and bits into FILE.png or FILE.svg (needs matplotlib).",
+        ),
+    ] = None,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Measure tokens per second: pp = prompt processing, tg = token generation.
 
     Random tokens, no sampling, no text; one full warm-up run of each test is not counted. `bench kernels`
-    measures single matrices against the speed of memory.
+    measures single matrices against the speed of memory, `bench compare A.json B.json` gives the ratios of two
+    runs with -o json.
     """
+    _check_options(output, profile, model, synthetic, mmap)
+    from tmac_llm import bench as measure
+    from tmac_llm import machine
+    from tmac_llm.cli import bench_plot, bench_profile
+    from tmac_llm.load import load_decoder
+
+    depths = n_depth or ("0,512,2048" if profile else "0")
+    tests = measure.plan(numbers("-p", n_prompt), numbers("-n", n_gen), numbers("-d", depths))
+    counts = numbers("-t", threads) if threads else [machine.default_threads()]
+    if min(counts) < 1:
+        raise UsageError(f"-t {threads}: expected numbers of at least 1")
+    if plot:
+        bench_plot.check(plot)
+    checked = opt.checked_tables(tables, fast_aggregation)
+    rows: list[dict[str, Any]] = []
+    for width in numbers("--bits", bits) if bits else [None]:
+        name, source, label = _open(model, synthetic, width, group_size, head_bits, mmap)
+        decoder = load_decoder(source, tables=checked, mmap=mmap)
+        setup = {
+            "model_filename": name,
+            "model_type": f"{source.config.model_type} {label}",
+            "cache_type": opt.checked_cache_type(cache_type),
+            "weights_in": _weights_in(decoder, mmap),
+        }
+        if profile:
+            rows += bench_profile.measure(decoder, source, tests, counts, setup)
+        else:
+            rows += _measure(decoder, tests, counts, repetitions, setup, measure.weight_facts(source))
+    if profile:
+        console.out(bench_profile.text(rows) if output == "md" else _format(rows, output))
+        return
+    console.out(_format(rows, output))
+    if output == "md":
+        console.note(_machine_line(rows))
+    if chart:
+        console.out(bench_plot.bars(rows))
+    if plot:
+        bench_plot.draw(rows, plot)
+
+
+def _check_options(output: str, profile: bool, model: str | None, synthetic: str | None, mmap: bool) -> None:
     if output not in FORMATS:
         raise UsageError(f"-o {output}: expected one of {', '.join(FORMATS)}")
+    if profile and output == "csv":
+        raise UsageError("-o csv: --profile has parts within parts; take md, json or jsonl")
     if model is not None and synthetic is not None:
         raise UsageError("give a model or --synthetic SHAPE, not both")
     if mmap and synthetic is not None:
         raise UsageError("--mmap needs the files of a packed model; synthetic weights have none")
-    from tmac_llm import bench as measure
-    from tmac_llm import kernels, machine
-    from tmac_llm.load import load_decoder
 
-    tests = measure.plan(numbers("-p", n_prompt), numbers("-n", n_gen), numbers("-d", n_depth))
-    counts = numbers("-t", threads) if threads else [machine.default_threads()]
-    if min(counts) < 1:
-        raise UsageError(f"-t {threads}: expected numbers of at least 1")
-    name, source, label = _open(model, synthetic, bits, group_size, head_bits, mmap)
-    checked = opt.checked_tables(tables, fast_aggregation)
-    decoder = load_decoder(source, tables=checked, mmap=mmap)
-    facts = measure.weight_facts(source)
+
+def _measure(
+    decoder: Decoder,
+    tests: list[BenchTest],
+    threads: list[int],
+    repetitions: int,
+    setup: dict[str, Any],
+    facts: WeightFacts,
+) -> list[dict[str, Any]]:
+    """The rows of one model."""
+    from tmac_llm import bench as measure
+    from tmac_llm.energy import EnergyMeter
+
     with console.progress(unit="runs") as bar:
         task = bar.add_task("warming up", total=None)
 
         def on_progress(test: str, done: int, total: int) -> None:
             bar.update(task, description=test, completed=done, total=total)
 
-        results = list(
-            measure.run(decoder, tests, threads=counts, repetitions=repetitions, on_progress=on_progress)
+        results = measure.run(
+            decoder,
+            tests,
+            threads=threads,
+            repetitions=repetitions,
+            cache_type=setup["cache_type"],
+            meter=EnergyMeter(),
+            on_progress=on_progress,
         )
-    model_type = f"{source.config.model_type} {label}"
-    rows = [_row(result, name, model_type, facts) for result in results]
-    console.out(_format(rows, output))
-    if output == "md":
-        peak = console.size(machine.peak_memory())
-        weights = _weights_in(decoder, mmap)
-        console.note(f"{machine.cpu_name()} · {kernels.isa_selected()} · {weights} · peak memory {peak}")
+        return [_row(result, setup, facts) for result in results]
+
+
+def _machine_line(rows: list[dict[str, Any]]) -> str:
+    from tmac_llm import machine
+
+    last = rows[-1]
+    runs = f"1 warm-up run and {len(last['samples_ns'])} counted of each test"
+    energy = "" if last["joules_per_token"] is not None else " · energy not readable"
+    peak = console.size(machine.peak_memory())
+    return f"{last['cpu_info']} · {last['isa']} · {last['weights_in']} · {runs} · peak memory {peak}{energy}"
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -153,7 +233,7 @@ def _open(
     return f"{synthetic} (random)", made, made.label
 
 
-def _row(result: BenchResult, name: str, model_type: str, facts: WeightFacts) -> dict[str, Any]:
+def _row(result: BenchResult, setup: dict[str, Any], facts: WeightFacts) -> dict[str, Any]:
     """One test in llama-bench's field names, plus what it does not have."""
     import time
 
@@ -166,8 +246,7 @@ def _row(result: BenchResult, name: str, model_type: str, facts: WeightFacts) ->
         "cpu_info": machine.cpu_name(),
         "backends": "tmac",
         "isa": kernels.isa_selected(),
-        "model_filename": name,
-        "model_type": model_type,
+        **setup,
         "model_size": facts.n_bytes,
         "model_n_params": facts.n_params,
         "n_threads": result.n_threads,
@@ -181,8 +260,17 @@ def _row(result: BenchResult, name: str, model_type: str, facts: WeightFacts) ->
         "avg_ts": round(result.avg_ts, 3),
         "stddev_ts": round(result.stddev_ts, 3),
         "median_ts": round(result.median_ts, 3),
+        "min_ts": round(min(result.samples_ts), 3),
+        "max_ts": round(max(result.samples_ts), 3),
+        "ts_per_core": round(result.median_ts / min(result.n_threads, machine.physical_cores()), 3),
+        "first_token_ns": result.first_token_ns,
+        "joules_per_token": result.joules_per_token,
+        "warmup_ns": result.warmup_ns,
         "samples_ns": result.samples_ns,
         "samples_ts": [round(sample, 3) for sample in result.samples_ts],
+        "samples_j": result.samples_j,
+        "huge_pages": machine.huge_pages(),
+        "huge_page_memory": machine.huge_page_memory(),
         "peak_memory": machine.peak_memory(),
         **_bandwidth(result, facts),
     }
@@ -229,8 +317,15 @@ def _bandwidth_cells(row: dict[str, Any]) -> list[str]:
     return [f"{row['bytes_per_token'] / 1e9:.3g}", f"{row['gb_per_s']:.1f}", share]
 
 
+def _joules(row: dict[str, Any]) -> str:
+    return "" if row["joules_per_token"] is None else f"{row['joules_per_token']:.3g}"
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
     header = ["model", "type", "size", "params", "threads", "test", "tokens/s", "median", "ms/token"]
+    header += ["min - max", "per core", "first token"]
+    with_energy = any(row["joules_per_token"] is not None for row in rows)
+    header += ["J/token"] if with_energy else []
     header += ["GB/token", "GB/s", "of read"]
     cells = [
         [
@@ -245,6 +340,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             f"{row['median_ts']:.2f}",
             f"{1000 / row['median_ts']:.2f}",
+            f"{row['min_ts']:.2f} - {row['max_ts']:.2f}",
+            f"{row['ts_per_core']:.2f}",
+            "" if row["first_token_ns"] is None else f"{row['first_token_ns'] / 1e6:.0f} ms",
+            *([_joules(row)] if with_energy else []),
             *_bandwidth_cells(row),
         ]
         for row in rows

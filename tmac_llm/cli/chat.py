@@ -41,6 +41,7 @@ def chat(
         ),
     ] = True,
     context: opt.Context = None,
+    cache_type: opt.CacheType = "f32",
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
     mmap: opt.Mmap = False,
@@ -57,8 +58,10 @@ def chat(
     from tmac_llm.cli.model_argument import open_model
 
     system_text = read_text(system)  # a mistake is told before the work
-    checked = opt.checked_tables(tables, fast_aggregation)
-    with open_model(model, threads=threads, tables=checked, context=context, mmap=mmap) as llm:
+    checked, cache = opt.checked_tables(tables, fast_aggregation), opt.checked_cache_type(cache_type)
+    with open_model(
+        model, threads=threads, tables=checked, context=context, cache_type=cache, mmap=mmap
+    ) as llm:
         session = ChatSession(llm, system=system_text, show_stats=stats)
         session.set_sampling(
             max_tokens=max_tokens,

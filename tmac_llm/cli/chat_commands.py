@@ -5,7 +5,6 @@ Knows a ChatSession and the console; does not know how lines are read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from tmac_llm.cli import console
 from tmac_llm.cli.chat_session import SAMPLING_TYPES, ChatSession, statistics_line
 from tmac_llm.errors import UsageError
+from tmac_llm.paths import expand_user
 
 
 class Command(NamedTuple):
@@ -116,7 +116,7 @@ def _load(session: ChatSession, argument: str) -> None:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"{command}: expected a file name, for example {command} talk.json")
-    return Path(os.path.expanduser(argument))  # Path's own raises for an unknown user
+    return expand_user(argument)
 
 
 def _stats(session: ChatSession, argument: str) -> None:

@@ -80,6 +80,15 @@ def error(text: str) -> None:
     print(f"error: {shown}", file=sys.stderr, flush=True)
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr; yes only for y or yes. Ctrl-C is a KeyboardInterrupt as everywhere, the end of input a no."""
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")
+
+
 def interactive() -> bool:
     """True where both the question and the answer are at a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()

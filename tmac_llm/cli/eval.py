@@ -15,6 +15,7 @@ import typer
 from tmac_llm.cli import console
 from tmac_llm.cli import options as opt
 from tmac_llm.errors import UsageError
+from tmac_llm.paths import expand_user
 
 if TYPE_CHECKING:
     from tmac_llm.evaluation import Estimate, Evaluation
@@ -53,6 +54,7 @@ def evaluate(
         ),
     ] = 128,
     tables: opt.Tables = None,
+    cache_type: opt.CacheType = "f32",
     fast_aggregation: opt.FastAggregation = False,
     mmap: opt.Mmap = False,
     threads: opt.Threads = None,
@@ -67,8 +69,8 @@ def evaluate(
     the second half of a chunk is scored. Standard errors take tokens as independent.
 
     With --reference both models run side by side: KL divergence of every prediction, change of the true
-    token's probability, and how often both find the same token most probable. --tables and --fast-aggregation are
-    for the model only.
+    token's probability, and how often both find the same token most probable. --tables, --fast-aggregation and
+    --cache-type are for the model only: beside itself as the reference it shows what they cost.
     """
     from tmac_llm import kernels
     from tmac_llm.cli.model_argument import packed_path, prepare_mmap
@@ -82,7 +84,15 @@ def evaluate(
         for each in filter(None, (path, other)):
             prepare_mmap(each)
     result = measure(
-        path, content, other, context=context, chunks=chunks, batch=batch, tables=checked, mmap=mmap
+        path,
+        content,
+        other,
+        context=context,
+        chunks=chunks,
+        batch=batch,
+        tables=checked,
+        cache_type=opt.checked_cache_type(cache_type),
+        mmap=mmap,
     )
     if as_json:
         facts = {"model": path.name, "reference": other.name if other else None, "text": str(text)}
@@ -113,6 +123,7 @@ def measure(
     at_most: int | None = None,
     batch: int = 128,
     tables: Literal["int8", "exact", "fast"] | None = None,
+    cache_type: Literal["f32", "int8"] = "f32",
     mmap: bool = False,
 ) -> Evaluation:
     """Evaluate the packed model at `path` with a progress bar.
@@ -140,7 +151,9 @@ def measure(
         def on_progress(done: int, total: int, perplexity: float) -> None:
             bar.update(task, description=f"perplexity {perplexity:.4f}", completed=done, total=total)
 
-        return evaluation.evaluate(model, windows[: chunks or at_most], other, on_progress, batch=batch)
+        return evaluation.evaluate(
+            model, windows[: chunks or at_most], other, on_progress, batch=batch, cache_type=cache_type
+        )
 
 
 def scored(result: Evaluation) -> str:
@@ -179,7 +192,7 @@ def _reference_path(reference: str) -> Path:
     """A packed directory or a name of the store: nothing is converted here, at bits nobody chose."""
     from tmac_llm import store
 
-    path = Path(reference).expanduser()
+    path = expand_user(reference)
     return path if path.is_dir() else store.resolve(reference)
 
 

@@ -49,6 +49,7 @@ def generate(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     context: opt.Context = None,
+    cache_type: opt.CacheType = "f32",
     tables: opt.Tables = None,
     fast_aggregation: opt.FastAggregation = False,
     mmap: opt.Mmap = False,
@@ -76,8 +77,10 @@ def generate(
         "seed": seed,
         "stop": stop,
     }
-    checked = opt.checked_tables(tables, fast_aggregation)
-    with open_model(model, threads=threads, tables=checked, context=context, mmap=mmap) as llm:
+    checked, cache = opt.checked_tables(tables, fast_aggregation), opt.checked_cache_type(cache_type)
+    with open_model(
+        model, threads=threads, tables=checked, context=context, cache_type=cache, mmap=mmap
+    ) as llm:
         given = {name: value for name, value in sampling.items() if value is not None}
         stream = _start(llm, text, system_text, raw, given)
         for piece in stream:

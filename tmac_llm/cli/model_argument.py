@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tmac_llm.cli import console
 from tmac_llm.errors import ConvertError, StoreError, UsageError
+from tmac_llm.paths import expand_user
 
 if TYPE_CHECKING:
     from tmac_llm.llm import LLM
@@ -22,9 +23,10 @@ def open_model(
     threads: int | None,
     tables: Literal["int8", "exact", "fast"] | None,
     context: int | None,
+    cache_type: Literal["f32", "int8"],
     mmap: bool,
 ) -> LLM:
-    """Load the model that the argument names; None is the embedded one. tables: of options.checked_tables."""
+    """Load the model that the argument names; None is the embedded one. The options are checked ones."""
     import tmac_llm
     from tmac_llm import kernels
 
@@ -33,7 +35,7 @@ def open_model(
         kernels.set_threads(threads)
     if mmap:
         prepare_mmap(path)
-    return tmac_llm.load(path, tables=tables, context_length=context, mmap=mmap)
+    return tmac_llm.load(path, tables=tables, context_length=context, cache_type=cache_type, mmap=mmap)
 
 
 def prepare_mmap(path: Path) -> None:
@@ -59,7 +61,7 @@ def packed_path(model: str | None) -> Path:
         raise UsageError("MODEL is empty; leave it out for the storyteller that comes with tmac-llm")
     from tmac_llm import store
 
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if path.is_dir():
         return path if _is_packed(path) else _convert_once(model)
     if path.suffix == ".gguf" and path.is_file():

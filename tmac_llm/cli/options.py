@@ -75,6 +75,14 @@ FastAggregation = Annotated[
         help="Average table entries instead of adding them: a little faster and less exact (AVX2, NEON).",
     ),
 ]
+CacheType = Annotated[
+    str,
+    typer.Option(
+        "--cache-type",
+        envvar="TMAC_CACHE_TYPE",
+        help="Keys and values of the context: f32, or int8 for a quarter of the memory.",
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(
@@ -154,3 +162,10 @@ def checked_tables(
     if fast_aggregation and tables == "exact":
         raise UsageError("--fast-aggregation and --tables exact: give one of them")
     return "fast" if fast_aggregation else cast('Literal["int8", "exact"] | None', tables)
+
+
+def checked_cache_type(cache_type: str) -> Literal["f32", "int8"]:
+    """The value of --cache-type, or a UsageError."""
+    if cache_type not in ("f32", "int8"):
+        raise UsageError(f"--cache-type {cache_type}: expected f32 or int8")
+    return cast('Literal["f32", "int8"]', cache_type)

@@ -29,7 +29,10 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {name}: nobody to ask; --yes removes it without a question")
-        typer.confirm(f"Remove {entry.name} ({console.size(entry.n_bytes)})?", abort=True, err=True)
+        question = f"Remove {entry.name} ({console.size(entry.n_bytes)})?"
+        if not console.confirm(question):
+            console.note("nothing removed")
+            raise typer.Exit(1)
     freed = sum(copy.stat().st_size for copy in copies)
     for copy in copies:
         mapped.remove(copy)

@@ -1,28 +1,31 @@
-"""Causal attention of grouped query heads over a tiled cache; knows neither projections nor rotation."""
+"""Causal attention of grouped query heads over a cache; knows neither projections nor rotation."""
 
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from tmac_llm.model import parallel
 from tmac_llm.model.config import ModelConfig
-from tmac_llm.model.kv_cache import TILE, LayerCache, value_part
+from tmac_llm.model.layer_cache import TILE, LayerCache, value_part
 
 Floats = npt.NDArray[np.float32]
 
 # Scores (float32) of one portion of queries: what the level 2 cache holds.
 _SCORES = 1 << 18
+# Queries of one portion at most: portions keep threads equally busy, and the earlier ones skip later positions.
+_QUERIES = 64
 _LINE = 16  # floats of a cache line
-# Floats read from a layer's cache from which one token's heads are worth splitting over threads.
-_SPLIT_FROM = 5 << 19
+_MOST_PORTIONS = 32
 
 
 class Attention:
-    """softmax(q k^T / sqrt(head_dim)) v, softmax in float32; query head h reads key head h // group.
+    """softmax(q k^T) v, softmax in float32; query head h reads key head h // group.
 
+    q and k come scaled: their product has the factor 1 / sqrt(head_dim) already (rope.py).
     With a sliding window of w a token sees itself and the w - 1 before it. All results are independent of the
     number of threads: portions of work depend on shapes only.
     """
@@ -32,117 +35,146 @@ class Attention:
         self._group = config.num_attention_heads // config.num_key_value_heads
         self._head_dim = config.head_dim
         self._window = config.sliding_window
-        self._scale = config.head_dim**-0.5
+        part = value_part(self._head_dim)
+        self._parts = (self._head_dim // part, part)
         self._local = threading.local()
+        self._token = _Token(1, self._kv_heads, self._group, self._parts)
 
     def __call__(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
         """q, out: float32 (n, heads, head_dim) of the tokens from `position` on, which are in the cache."""
+        if len(q) == 1:
+            self._one_token(q, cache, position, out)
+        else:
+            self._chunk(q, cache, position, out)
+
+    def _one_token(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
+        end = position + 1
+        begin = 0 if self._window is None else max(end - self._window, 0)
+        q = q.reshape(self._kv_heads, self._group, self._head_dim)
+        first, last = begin // TILE, -(-end // TILE)
+        portions = min(self._portions(end - begin, cache.portion), last - first)
+        token = self._token
+        if len(token.total) != portions:
+            token = self._token = _Token(portions, self._kv_heads, self._group, self._parts)
+        if portions == 1:
+            self._look(q, cache, begin, end, token, 0)
+        else:
+            edges = [(first + (last - first) * i // portions) * TILE for i in range(portions + 1)]
+            spans = [(max(a, begin), min(b, end)) for a, b in pairwise(edges)]
+            parallel.for_each(lambda i: self._look(q, cache, *spans[i], token, i), range(portions))
+            token.merge()
+        parts = out.reshape(self._kv_heads, self._group, *self._parts).transpose(0, 2, 1, 3)
+        np.divide(token.sum[0], token.total[0][:, None], out=parts)
+
+    def _portions(self, n_positions: int, portion: int) -> int:
+        """Into how many portions of at most so many elements one token's positions are split: a power of two."""
+        n = -(-2 * self._kv_heads * self._head_dim * n_positions // portion)
+        return int(min(1 << (n - 1).bit_length(), _MOST_PORTIONS))
+
+    def _look(self, q: Floats, cache: LayerCache, begin: int, end: int, token: _Token, i: int) -> None:
+        """Portion i of one token's attention: the positions begin .. end - 1."""
+        first, last = begin // TILE, -(-end // TILE)
+        # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
+        width = TILE if last - first > 1 else -(-(end - first * TILE) // _LINE) * _LINE
+        work = self._work(self._kv_heads, self._group, (last - first) * width)
+        cache.scores(q, slice(None), first * TILE, work.scores)
+        seen = work.scores[:, :, begin - first * TILE : end - first * TILE]
+        _exponentials(seen, token.highest[i], token.total[i])
+        cache.weighted_sum(seen, slice(None), begin, token.sum[i])
+
+    def _chunk(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
         n = len(q)
         grouped = (n, self._kv_heads, self._group, self._head_dim)
         q, out = q.reshape(grouped), out.reshape(grouped)
-        if n == 1:
-            self._one_token(q, cache, position, out)
-            return
-        heads = range(self._kv_heads)
-        step = min(max(_SCORES // (self._group * (position + n)), 8), n)
+        step = min(max(_SCORES // (self._group * (position + n)), 8), _QUERIES)
         blocks = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
         masks = {begin: self._mask(position, begin, end) for begin, end in blocks}
 
         def portion(item: tuple[tuple[int, int], int]) -> None:
             (begin, end), head = item
-            part = slice(head, head + 1)
-            first, last, mask = masks[begin]
-            work = self._work(1, end - begin, last - first)
-            work.score(q[begin:end, part], self._scale, cache.keys[part, first:last])
-            work.by_query[..., work.by_query.shape[-1] - mask.shape[-1] :] += mask[:, None]
-            work.sum_values(cache.values[part, first:last], out[begin:end, part])
+            heads, queries = slice(head, head + 1), end - begin
+            first, length, mask = masks[begin]
+            work = self._work(1, queries * self._group, length - first * TILE)
+            by_query = (1, queries, self._group, -1)
+            work.q.reshape(by_query)[...] = q[begin:end, heads].transpose(1, 0, 2, 3)
+            cache.scores(work.q, heads, first * TILE, work.scores)
+            seen = work.scores
+            seen.reshape(by_query)[..., -mask.shape[1] :] += mask[:, None]
+            _exponentials(seen, work.highest, work.total)
+            cache.weighted_sum(seen, heads, first * TILE, work.sum)
+            parts = out[begin:end, heads].reshape(queries, 1, self._group, *self._parts)
+            np.divide(
+                work.sum.reshape(1, self._parts[0], queries, self._group, -1).transpose(2, 0, 3, 1, 4),
+                work.total.reshape(queries, 1, self._group, 1, 1),
+                out=parts,
+            )
 
-        parallel.for_each(portion, [(block, head) for block in blocks for head in heads])
-
-    def _one_token(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
-        length = position + 1
-        hidden = 0 if self._window is None else max(length - self._window, 0)
-        first, last = hidden // TILE, -(-length // TILE)
-        # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
-        width = TILE if last - first > 1 else -(-(length - first * TILE) // _LINE) * _LINE
-
-        def portion(heads: slice) -> None:
-            work = self._work(heads.stop - heads.start, 1, last - first, width)
-            work.score(q[:, heads], self._scale, cache.keys[heads, first:last, :, :width])
-            work.scores[..., length - first * TILE :] = -np.inf
-            if hidden:
-                work.scores[..., : hidden - first * TILE] = -np.inf
-            work.sum_values(cache.values[heads, first:last, :, :width], out[:, heads])
-
-        kv_heads = self._kv_heads
-        if kv_heads > 1 and 2 * kv_heads * self._head_dim * (length - hidden) >= _SPLIT_FROM:
-            half = kv_heads // 2
-            parallel.for_each(portion, [slice(0, half), slice(half, kv_heads)])
-        else:
-            portion(slice(0, kv_heads))
+        # The longest first, so that no thread is left with one at the end.
+        items = [(block, head) for block in reversed(blocks) for head in range(self._kv_heads)]
+        parallel.for_each(portion, items)
 
     def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
-        """(first tile, end tile, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
+        """(first tile, length, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
 
-        The mask, float32 (queries, columns) of 0 and -inf, covers the last columns of these tiles: those that
-        not every query sees.
+        They see nothing from position `length`, the end of a tile, on. The mask, float32 (queries, columns) of 0
+        and -inf, covers the last columns of the rest: those that not every query sees.
         """
         queries = np.arange(position + begin, position + end)
         oldest = 0 if self._window is None else max(int(queries[0]) - self._window + 1, 0)
-        first, last = oldest // TILE, -(-(position + end) // TILE)
+        # Whole tiles, so that the order of sums does not depend on how a prompt was cut into chunks.
+        first, length = oldest // TILE, -(-(position + end) // TILE) * TILE
         all_see_from = oldest if self._window is None else max(int(queries[-1]) - self._window + 1, 0)
         partly = int(queries[0]) + 1 if all_see_from <= first * TILE else first * TILE
-        keys = np.arange(partly, last * TILE)
+        keys = np.arange(min(partly, length - 1), length)
         hidden = keys > queries[:, None]
         if self._window is not None:
             hidden |= keys <= queries[:, None] - self._window
-        return first, last, np.where(hidden, np.float32(-np.inf), np.float32(0))
+        return first, length, np.where(hidden, np.float32(-np.inf), np.float32(0))
 
-    def _work(self, kv_heads: int, queries: int, tiles: int, width: int = TILE) -> _Work:
-        """Scratch arrays of this thread, made anew when the shape changes: every 64 tokens of decoding."""
+    def _work(self, heads: int, rows: int, positions: int) -> _Work:
+        """Scratch arrays of this thread, made anew when the shape changes: every few tokens of decoding."""
         work: _Work | None = getattr(self._local, "work", None)
-        if work is None or work.shape != (kv_heads, queries, tiles, width):
-            work = _Work(kv_heads, queries, self._group, tiles, width, self._head_dim)
+        if work is None or work.shape != (heads, rows, positions):
+            work = _Work(work, (heads, rows, positions), self._parts)
             self._local.work = work
         return work
 
 
+def _exponentials(scores: Floats, highest: Floats, total: Floats) -> None:
+    """scores = exp(scores - highest of the row), in place; scores: (heads, rows, n), others (heads, rows, 1)."""
+    np.maximum.reduce(scores, axis=2, keepdims=True, out=highest)
+    np.subtract(scores, highest, out=scores)
+    np.exp(scores, out=scores)
+    np.add.reduce(scores, axis=2, keepdims=True, out=total)
+
+
+class _Token:
+    """Parts of one token's attention, one per portion of positions: sum is of exp(score - highest) v."""
+
+    def __init__(self, portions: int, kv_heads: int, group: int, parts: tuple[int, int]) -> None:
+        self.highest, self.total = np.empty((2, portions, kv_heads, group, 1), np.float32)
+        self.sum = np.empty((portions, kv_heads, parts[0], group, parts[1]), np.float32)
+
+    def merge(self) -> None:
+        """Portion 0 becomes the whole: each is weighted by exp(its highest - highest of all)."""
+        weights = np.exp(self.highest - self.highest.max(axis=0))
+        np.multiply(self.total, weights, out=self.total)
+        np.multiply(self.sum, weights[:, :, None], out=self.sum)
+        self.total[0], self.sum[0] = self.total.sum(axis=0), self.sum.sum(axis=0)
+
+
 class _Work:
-    """Scratch of a product of queries with the tiles of some key heads; a row is a (query, head of group)."""
+    """Views of one buffer for a product: rows are the queries of a group of heads that share a key head."""
 
-    def __init__(
-        self, kv_heads: int, queries: int, group: int, tiles: int, width: int, head_dim: int
-    ) -> None:
-        self.shape = kv_heads, queries, tiles, width
-        rows, part = queries * group, value_part(head_dim)
-        self._q = np.empty((kv_heads, queries, group, head_dim), np.float32)
-        self._q_rows = self._q.reshape(kv_heads, 1, rows, head_dim)
-        self.scores = np.empty((kv_heads, rows, tiles * width), np.float32)
-        self.by_query = self.scores.reshape(kv_heads, queries, group, tiles * width)
-        # BLAS reads and writes one tile of all rows with a stride, no copy is made.
-        self._by_tile = self.scores.reshape(kv_heads, rows, tiles, width).transpose(0, 2, 1, 3)
-        self._by_tile_and_part = self._by_tile[:, :, None]
-        self._row = np.empty((kv_heads, rows, 1), np.float32)
-        self._row_by_query = self._row.reshape(kv_heads, queries, group, 1, 1)
-        self._products = np.empty((kv_heads, tiles, head_dim // part, rows, part), np.float32)
-        self._sum = np.empty((kv_heads, head_dim // part, rows, part), np.float32)
-        by_query = self._sum.reshape(kv_heads, head_dim // part, queries, group, part)
-        self._sum_by_query = by_query.transpose(2, 0, 3, 1, 4)
-        self._row_by_query = self._row_by_query.transpose(1, 0, 2, 3, 4)
-
-    def score(self, q: Floats, scale: float, keys: Floats) -> None:
-        """scores = q k^T * scale; q: (queries, kv_heads, group, head_dim)."""
-        np.multiply(q.transpose(1, 0, 2, 3), scale, out=self._q)
-        np.matmul(self._q_rows, keys, out=self._by_tile)
-
-    def sum_values(self, values: Floats, out: Floats) -> None:
-        """out = softmax(scores) v; out: (queries, kv_heads, group, head_dim)."""
-        scores, row = self.scores, self._row
-        np.maximum.reduce(scores, axis=2, keepdims=True, out=row)
-        np.subtract(scores, row, out=scores)
-        np.exp(scores, out=scores)
-        np.add.reduce(scores, axis=2, keepdims=True, out=row)
-        np.matmul(self._by_tile_and_part, values, out=self._products)
-        np.add.reduce(self._products, axis=1, out=self._sum)
-        parts = out.reshape(self._sum_by_query.shape)
-        np.divide(self._sum_by_query, self._row_by_query, out=parts)
+    def __init__(self, old: _Work | None, shape: tuple[int, int, int], parts: tuple[int, int]) -> None:
+        self.shape = heads, rows, positions = shape
+        head_dim = parts[0] * parts[1]
+        sizes = np.cumsum([0, positions, head_dim, head_dim, 1, 1]) * heads * rows
+        self.buffer: Floats = (
+            old.buffer if old and old.buffer.size >= sizes[-1] else np.empty(sizes[-1], np.float32)
+        )
+        scores, q, sums, highest, total = (self.buffer[a:b] for a, b in pairwise(sizes))
+        self.scores = scores.reshape(shape)
+        self.q = q.reshape(heads, rows, head_dim)
+        self.sum = sums.reshape(heads, parts[0], rows, parts[1])
+        self.highest, self.total = highest.reshape(heads, rows, 1), total.reshape(heads, rows, 1)

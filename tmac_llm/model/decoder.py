@@ -53,7 +53,9 @@ class Decoder:
         self.config = config
         self.matrices = tuple(matrices)  # all packed ones: what one token reads
         self._embed_tokens, self._layers, self._norm, self._lm_head = embed_tokens, layers, norm, lm_head
-        self._rope = RotaryEmbedding(config.rope, config.head_dim)
+        heads = config.num_attention_heads + config.num_key_value_heads
+        # q and k scaled alike: the scores of attention are divided by sqrt(head_dim).
+        self._rope = RotaryEmbedding(config.rope, config.head_dim, heads, scale=config.head_dim**-0.25)
         self._attention = Attention(config)  # grouped heads; a sliding window for Mistral
         self._activation = GatedActivation(config.hidden_act)  # silu, or relu2 for BitNet
         self._scratch = {1: _Scratch(config, 1)}

@@ -1,60 +1,45 @@
-"""Keys and values of the tokens seen so far, in tiles that BLAS reads without packing; knows no weights.
-
-A tile holds 64 positions. numpy multiplies every tile as a small matrix of its own, which OpenBLAS reads in
-place: several times faster than one product over a (kv_heads, positions, head_dim) cache.
-
-    keys    (kv_heads, tiles, head_dim, 64)
-    values  (kv_heads, tiles, parts, 64, head_dim / parts)      columns of a part: value_part(head_dim)
-"""
+"""The keys and values of one sequence, layer by layer, for as many tokens as were seen; knows no weights."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from tmac_llm.errors import ContextLengthError
+from tmac_llm.errors import ContextLengthError, UsageError
 from tmac_llm.model.config import ModelConfig
+from tmac_llm.model.layer_cache import TILE, FloatLayerCache, Int8LayerCache, LayerCache
 
 Floats = npt.NDArray[np.float32]
+CacheType = Literal["f32", "int8"]
 
-TILE = 64
+CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 _FIRST_TILES = 4
-
-
-class LayerCache(NamedTuple):
-    """What one layer keeps, float32, in the shapes above. Beyond the length: zeros or stale values."""
-
-    keys: Floats
-    values: Floats
-
-
-def value_part(head_dim: int) -> int:
-    """Columns of one value tile: the largest divisor of head_dim up to 64, unless that is a sliver."""
-    largest = max(part for part in range(1, 65) if head_dim % part == 0)
-    return largest if largest >= 16 else head_dim
 
 
 class KVCache:
     """A cache for `max_length` tokens of one sequence. Memory doubles when it is full, up to max_length.
 
+    cache_type: "f32", or "int8" for a quarter of the memory (layer_cache.py); UsageError for anything else.
     A pass over n tokens: reserve(n), append(layer, ...) for every layer, advance(n).
     """
 
-    def __init__(self, config: ModelConfig, max_length: int) -> None:
+    def __init__(self, config: ModelConfig, max_length: int, cache_type: CacheType = "f32") -> None:
+        if cache_type not in CACHE_TYPES:
+            raise UsageError(f"cache type: expected {' or '.join(CACHE_TYPES)}, found {cache_type!r}")
         self.length = 0
         self.max_length = max_length
-        self._part = value_part(config.head_dim)
-        kv_heads, head_dim = config.num_key_value_heads, config.head_dim
-        keys = np.zeros((kv_heads, 0, head_dim, TILE), np.float32)
-        values = np.zeros((kv_heads, 0, head_dim // self._part, TILE, self._part), np.float32)
-        self._layers = [LayerCache(keys, values) for _ in range(config.num_hidden_layers)]
+        self._tiles = 0
+        kind = FloatLayerCache if cache_type == "f32" else Int8LayerCache
+        self._layers: list[LayerCache] = [
+            kind(config.num_key_value_heads, config.head_dim) for _ in range(config.num_hidden_layers)
+        ]
 
     @property
     def n_bytes(self) -> int:
         """Bytes allocated."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
+        return sum(layer.n_bytes for layer in self._layers)
 
     def reserve(self, n: int) -> None:
         """Make room for n more tokens. Raises ContextLengthError beyond max_length."""
@@ -64,35 +49,23 @@ class KVCache:
                 f"the context holds {self.length} tokens of at most {self.max_length}, no room for {n} more;"
                 " shorten the prompt, or clear the conversation"
             )
-        tiles = self._layers[0].keys.shape[1]
         needed = -(-end // TILE)
-        if needed > tiles:
-            tiles = min(max(needed, 2 * tiles, _FIRST_TILES), -(-self.max_length // TILE))
-            for i, layer in enumerate(self._layers):  # one by one: little is held twice
-                self._layers[i] = LayerCache(*(_grown(array, tiles) for array in layer))
+        if needed > self._tiles:
+            most = -(-self.max_length // TILE)
+            tiles = min(max(needed, 2 * self._tiles, _FIRST_TILES), most)
+            for layer in self._layers:  # one by one: little is held twice
+                layer.grow(tiles)
+            self._tiles = tiles
 
     def layer(self, layer: int) -> LayerCache:
-        """The arrays of a layer, valid until the next `reserve`."""
+        """What one layer keeps."""
         return self._layers[layer]
 
     def append(self, layer: int, k: Floats, v: Floats) -> LayerCache:
         """Store rotated keys and values, float32 (n, kv_heads, head_dim), behind `length`, which stays."""
-        arrays = self._layers[layer]
-        n, heads, _ = k.shape
-        v = v.reshape(n, heads, -1, self._part)
-        if n == 1:
-            tile, at = divmod(self.length, TILE)
-            arrays.keys[:, tile, :, at] = k[0]
-            arrays.values[:, tile, :, at] = v[0]
-            return arrays
-        done = 0
-        while done < n:
-            tile, at = divmod(self.length + done, TILE)
-            count = min(TILE - at, n - done)
-            arrays.keys[:, tile, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
-            arrays.values[:, tile, :, at : at + count] = v[done : done + count].transpose(1, 2, 0, 3)
-            done += count
-        return arrays
+        cache = self._layers[layer]
+        cache.write(self.length, k, v)
+        return cache
 
     def advance(self, n: int) -> None:
         """The n tokens after `length`, appended in every layer, belong to the sequence."""
@@ -102,10 +75,3 @@ class KVCache:
         """Forget all but the first n tokens (n <= length)."""
         assert 0 <= n <= self.length
         self.length = n
-
-
-def _grown(array: Floats, tiles: int) -> Floats:
-    kv_heads, old, *tile = array.shape
-    larger = np.zeros((kv_heads, tiles, *tile), np.float32)  # the system commits pages as they are touched
-    larger[:, :old] = array
-    return larger

@@ -19,15 +19,16 @@ class RMSNorm:
     """
 
     def __init__(self, weight: Floats, eps: float) -> None:
-        self._weight = np.ascontiguousarray(weight, np.float32)
+        self._weight = np.array(weight, np.float32)[
+            None
+        ]  # numpy is fastest with one token's shape, (1, width)
         self._width = weight.size
         self._eps = eps
 
     def __call__(self, x: Floats, out: Floats) -> None:
         """x, out: float32 (n, ..., width); they may be the same array."""
         if x.size == self._width:  # one token: a scalar needs no numpy calls
-            vector = x.reshape(-1)
-            factor = 1.0 / math.sqrt(float(vector.dot(vector)) / self._width + self._eps)
+            factor = 1.0 / math.sqrt(float(np.vdot(x, x)) / self._width + self._eps)
             np.multiply(x, self._weight, out=out)
             np.multiply(out, factor, out=out)
         elif len(x) == 1:

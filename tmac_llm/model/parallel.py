@@ -6,8 +6,10 @@ depends on their number.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -18,10 +20,12 @@ from tmac_llm import kernels
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 
-# Tokens of one portion: a few hundred kilobytes of activations, which the level 2 cache holds.
-ROWS = 16
+# Tokens of one portion. With fewer, threads spend their time waiting for the interpreter lock.
+ROWS = 64
 
-_pool: tuple[int, ThreadPoolExecutor] | None = None
+# A job and where to put what it raised, None for nothing.
+_jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]]] = SimpleQueue()
+_n_helpers = 0
 
 
 def limit_blas() -> None:
@@ -41,13 +45,17 @@ def for_each(function: Callable[[T], None], items: Sequence[T]) -> None:
     if n_helpers < 1:
         work()
         return
-    helpers = [_helpers().submit(work) for _ in range(n_helpers)]
+    _start_helpers(n_helpers)
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for _ in range(n_helpers):
+        _jobs.put((work, done))
     try:
         work()
     finally:  # an interrupt too may not return while others still write
-        wait(helpers)
-    for helper in helpers:
-        helper.result()
+        errors = [done.get() for _ in range(n_helpers)]
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def over_rows(function: Callable[..., None], *arrays: Array) -> None:
@@ -59,11 +67,31 @@ def over_rows(function: Callable[..., None], *arrays: Array) -> None:
     for_each(portion, range(0, len(arrays[0]), ROWS))
 
 
-def _helpers() -> ThreadPoolExecutor:
-    global _pool
-    n_threads = kernels.n_threads()
-    if _pool is None or _pool[0] != n_threads:
-        if _pool is not None:
-            _pool[1].shutdown(wait=False)
-        _pool = n_threads, ThreadPoolExecutor(max(n_threads - 1, 1), thread_name_prefix="tmac-numpy")
-    return _pool[1]
+def _start_helpers(n: int) -> None:
+    """Have n helpers at least; those too many sleep."""
+    global _n_helpers
+    while _n_helpers < n:
+        _n_helpers += 1
+        threading.Thread(target=_help, name=f"tmac-numpy-{_n_helpers}", daemon=True).start()
+
+
+def _help() -> None:
+    while True:
+        work, done = _jobs.get()
+        try:
+            work()
+        except BaseException as error:  # the caller raises it
+            done.put(error)
+        else:
+            done.put(None)
+        del work, done  # a sleeping helper keeps no array alive
+
+
+def _forget_helpers() -> None:
+    """In the child of a fork, which has the forking thread only."""
+    global _jobs, _n_helpers
+    _jobs, _n_helpers = SimpleQueue(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)

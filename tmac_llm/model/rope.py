@@ -20,7 +20,10 @@ _BLOCK = 256  # positions by which the tables grow, at least
 
 
 class Rotation(NamedTuple):
-    """cos and sin of n positions, float32 (n, 1, 2, rotary / 2); the first half of sin is negative."""
+    """cos and sin of n positions, times the scale of the embedding; the first half of sin is negative.
+
+    float32 (n, 1, 2, rotary / 2); of one position (1, heads, 2, rotary / 2), which numpy multiplies faster.
+    """
 
     cos: Floats
     sin: Floats
@@ -31,10 +34,13 @@ class RotaryEmbedding:
 
     With rope_type dynamic a position p has the frequencies of a sequence of p + 1 tokens, as in decoding
     token by token: cached keys keep their rotation, and it does not matter how a prompt was cut into chunks.
+
+    heads: how many are rotated together. scale: multiplies what is rotated, at no cost: with head_dim^-1/4 for
+    queries and keys their products are those that attention takes the softmax of.
     """
 
-    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
-        self._rope = rope
+    def __init__(self, rope: RopeConfig, head_dim: int, heads: int = 1, scale: float = 1.0) -> None:
+        self._rope, self._heads, self._scale = rope, heads, scale
         self._rotary = int(head_dim * rope.partial_rotary_factor)
         self._tables = self._make(0, 0)
 
@@ -46,10 +52,13 @@ class RotaryEmbedding:
             self._tables = Rotation(
                 *(np.concatenate(parts) for parts in zip(self._tables, more, strict=True))
             )
-        return Rotation(self._tables.cos[position:end], self._tables.sin[position:end])
+        cos, sin = self._tables.cos[position:end], self._tables.sin[position:end]
+        if n == 1:
+            cos, sin = cos.repeat(self._heads, axis=1), sin.repeat(self._heads, axis=1)
+        return Rotation(cos, sin)
 
     def rotate(self, x: Floats, rotation: Rotation, scratch: Floats) -> None:
-        """Rotate x, float32 (n, heads, head_dim), in place.
+        """Rotate and scale x, float32 (n, heads, head_dim), in place.
 
         Element i of a head pairs with i + rotary / 2. scratch: float32 of x's shape.
         """
@@ -65,6 +74,8 @@ class RotaryEmbedding:
         np.multiply(halves[:, :, ::-1], sin, out=turned)
         np.multiply(halves, cos, out=halves)
         np.add(halves, turned, out=halves)
+        if self._rotary < x.shape[2]:
+            np.multiply(x[..., self._rotary :], self._scale, out=x[..., self._rotary :])
 
     def _make(self, begin: int, end: int) -> Rotation:
         positions = np.arange(begin, end, dtype=np.float32)[:, None]
@@ -74,6 +85,7 @@ class RotaryEmbedding:
         if self._rope.rope_type == "dynamic" and trained is not None:
             for p in range(max(begin, trained), end):
                 angles[p - begin] = np.float32(p) * inverse_frequencies(self._rope, self._rotary, p + 1)[0]
+        scaling *= self._scale
         # In double: float32 cos and sin lose digits at large angles.
         cos = (np.cos(angles.astype(np.float64)) * scaling).astype(np.float32)
         sin = (np.sin(angles.astype(np.float64)) * scaling).astype(np.float32)
