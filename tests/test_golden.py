@@ -236,7 +236,8 @@ def test_truncated_and_fed_again_equals_a_fresh_run(packed, name):
     again = run(case.decoder, ids[9:], cache)
     fresh = case.cache()
     run(case.decoder, ids[:9], fresh)
-    np.testing.assert_array_equal(again, run(case.decoder, ids[9:], fresh))
+    # Not equal to the bit: some BLAS kernels add in an order that depends on the rows of a product.
+    assert relative_rms(again, run(case.decoder, ids[9:], fresh)) <= case.order_bound
 
 
 def test_logits_kinds_and_a_full_cache(packed):

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import platformdirs
 
 from tmac_llm.errors import StoreError
+from tmac_llm.paths import expand_user
 
 _DIRECTORY = "TMAC_HOME to a directory that can be written"
 
@@ -24,7 +25,7 @@ def directory() -> Path:
     """
     chosen = os.environ.get("TMAC_HOME")
     try:
-        return (Path(chosen) / "cache" if chosen else platformdirs.user_cache_path("tmac-llm")).expanduser()
+        return expand_user(Path(chosen) / "cache" if chosen else platformdirs.user_cache_path("tmac-llm"))
     except RuntimeError:
         raise StoreError("no home directory is known; set TMAC_HOME to the path of a directory") from None
 
