@@ -52,7 +52,7 @@ class Case:
     def __init__(self, path: Path, out: Path, bits: int | None, force: bool = False) -> None:
         self.path, self.bits = path, bits
         head_bits = 16 if bits is None or force else None
-        convert(path, out, bits=bits, group_size=32, head_bits=head_bits, force=force)
+        convert(path, out, bits=bits, group_size=32, head_bits=head_bits, force=force or bits == 2)
         self.packed = PackedModel.open(out)
         self.decoder = load_decoder(self.packed)
         self.ids = np.array(json.loads((path / "input_ids.json").read_text()))
