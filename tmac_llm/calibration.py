@@ -46,7 +46,8 @@ class Layer:
         self._k_norm = norm("self_attn.k_norm", config.qk_norm)
         self._attn_sub_norm = norm("self_attn.attn_sub_norm", config.sub_norms)
         self._ffn_sub_norm = norm("mlp.ffn_sub_norm", config.sub_norms)
-        self._rope = RotaryEmbedding(config.rope, config.head_dim)
+        heads = config.num_attention_heads + config.num_key_value_heads
+        self._rope = RotaryEmbedding(config.rope, config.head_dim, heads, scale=config.head_dim**-0.25)
         self._attention = Attention(config)
         self._activation = GatedActivation(config.hidden_act)
         self._one_layer = replace(config, num_hidden_layers=1)
