@@ -29,8 +29,8 @@ LLAMA_3 = (
 QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def byte_level(pattern: str | None, nfc: bool = False) -> Tokenizer:
-    """A trained byte-level BPE tokenizer, cut by `pattern`, or as GPT-2."""
+def byte_level(pattern: str | None, nfc: bool = False, digits: bool = False) -> Tokenizer:
+    """A trained byte-level BPE tokenizer, cut by `pattern`, or as GPT-2. digits: cut apart, merges or not."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=pattern == LLAMA_3))
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -41,6 +41,10 @@ def byte_level(pattern: str | None, nfc: bool = False) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([*TEXTS * 3, "12345 123 1234 hello Hello the they"], trainer)
+    if digits:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), byte]
+        )
     tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
     tokenizer.add_tokens(["<think>"])
     return tokenizer
@@ -73,10 +77,11 @@ def metadata_of(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
         ("qwen2", QWEN_2, True),
         ("gpt-2", None, False),
         ("olmo", None, False),
+        ("smollm", None, False),
     ],
 )
 def test_byte_level(tmp_path: Path, pre: str, pattern: str | None, nfc: bool) -> None:
-    original = byte_level(pattern, nfc)
+    original = byte_level(pattern, nfc, digits=pre == "smollm")
     metadata = metadata_of(original, pre)
     write_tokenizer_files(metadata, tmp_path, "m.gguf")
     made, bos = OurTokenizer.from_dir(tmp_path), original.token_to_id("<|begin_of_text|>")

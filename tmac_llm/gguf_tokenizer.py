@@ -25,12 +25,13 @@ _BESIDE = "put the tokenizer.json of the original repository beside it"
 
 
 class _Cut(NamedTuple):
-    """How byte-level BPE cuts text. ignore_merges: a whole word that is a token is that token."""
+    """How byte-level BPE cuts text. ignore_merges: a whole word that is a token is that token. digits: each alone."""
 
     pattern: str
     ignore_merges: bool = False
     nfc: bool = False
     add_bos: bool = False
+    digits: bool = False
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -50,6 +51,7 @@ _CUTS = {
     "deepseek-r1-qwen": _QWEN,
     "gpt-2": _GPT_2,
     "olmo": _GPT_2,
+    "smollm": _GPT_2._replace(digits=True),
 }
 
 
@@ -201,6 +203,7 @@ def _byte_level(v: _Vocabulary) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            *([pre_tokenizers.Digits(individual_digits=True)] if cut.digits else []),
             pre_tokenizers.Split(Regex(cut.pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
