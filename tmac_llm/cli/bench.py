@@ -41,16 +41,7 @@ def bench(
         ),
     ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Samples of each test.")] = 5,
-    threads: Annotated[
-        str | None,
-        typer.Option(
-            "-t",
-            "--threads",
-            envvar="TMAC_THREADS",
-            show_default="physical cores that this process may use",
-            help="Thread counts, a list such as 1,2,4.",
-        ),
-    ] = None,
+    threads: opt.ThreadCounts = None,
     output: Annotated[str, typer.Option("-o", "--output", help="md, json, jsonl or csv.")] = "md",
     synthetic: Annotated[
         str | None,

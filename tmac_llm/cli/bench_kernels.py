@@ -27,16 +27,7 @@ def bench_kernels(
     ] = "1,2,3,4,t",
     group_size: Annotated[int, typer.Option("--group-size", "-g", help="32, 64 or 128.")] = 128,
     n_tokens: Annotated[str, typer.Option("-n", "--n-tokens", help="Tokens at once, a list.")] = "1,8,64,256",
-    threads: Annotated[
-        str | None,
-        typer.Option(
-            "-t",
-            "--threads",
-            envvar="TMAC_THREADS",
-            show_default="physical cores that this process may use",
-            help="Thread counts, a list.",
-        ),
-    ] = None,
+    threads: opt.ThreadCounts = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="One token: repeat one matrix instead of streaming through many.")
     ] = False,

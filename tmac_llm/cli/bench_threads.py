@@ -17,16 +17,7 @@ from tmac_llm.errors import UsageError
 
 
 def bench_threads(
-    threads: Annotated[
-        str | None,
-        typer.Option(
-            "-t",
-            "--threads",
-            envvar="TMAC_THREADS",
-            show_default="physical cores that this process may use",
-            help="Thread counts, a list.",
-        ),
-    ] = None,
+    threads: opt.ThreadCounts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,

@@ -75,6 +75,16 @@ FastAggregation = Annotated[
         help="Average table entries instead of adding them: a little faster and less exact (AVX2, NEON).",
     ),
 ]
+ThreadCounts = Annotated[
+    str | None,
+    typer.Option(
+        "-t",
+        "--threads",
+        envvar="TMAC_THREADS",
+        show_default="physical cores that this process may use",
+        help="Thread counts, a list such as 1,2,4.",
+    ),
+]
 CacheType = Annotated[
     str,
     typer.Option(
