@@ -109,7 +109,7 @@ def test_commands(home: Path, packed: Path, tmp_path: Path) -> None:
         assert "cannot write" in command("/save ~nobody-of-this-name/talk.json")
         assert "no such command" in command("/dance")
         assert "statistics after each answer: off" in command("/stats off")
-        assert "tokens/s" not in command("Hello again")
+        assert "prompt" not in command("Hello again")
         terminal.say("/bye")
         assert terminal.end() == 0
 
@@ -149,4 +149,5 @@ def test_a_turn_too_long_leaves_the_conversation_usable(home: Path, packed: Path
         terminal.say("word " * 200)
         assert "context" in terminal.wait_for_prompt()
         terminal.say("Hi")
-        assert "tokens/s" in terminal.wait_for_prompt()
+        # An answer of one token has no speed, so the line is known by its prompt.
+        assert statistics(terminal.wait_for_prompt())[1] == 0
