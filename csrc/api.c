@@ -190,6 +190,7 @@ int tmac_matrix_tune(tmac_matrix *matrix, const tmac_tuning *t)
 void tmac_matrix_free(tmac_matrix *matrix)
 {
     if (!matrix) return;
+    tmac_pool_settle(); /* a thread may be reading ahead in it */
     tmac_memory_free(&matrix->memory);
     free(matrix);
 }

@@ -14,6 +14,8 @@ enum {
     TOKEN_UNIT = 8,          /* passes are cut at multiples of this */
     PANEL_BYTES = 512 << 10, /* tables that are live at once: half of a usual L2 cache; the default of tmac_tuning */
     GEMV_CHUNK = 64 << 10,   /* bytes of weights that a thread takes at a time */
+    READ_AHEAD = 512 << 10,  /* bytes of the next matrix that a thread reads while it waits: half of a usual L2 cache */
+    READ_AHEAD_STEP = 4096,
     BUILD_COLUMNS = 2048     /* columns x tokens whose tables a thread builds at a time */
 };
 
@@ -246,6 +248,25 @@ static int run(product *p, int32_t n, int exact)
     return p->nonfinite ? TMAC_ERR_NONFINITE : TMAC_OK;
 }
 
+static int64_t thread_offset(const tmac_matrix *m, int thread)
+{
+    const tmac_shape *shape = &m->shape;
+    if (m->n_slabs)
+        return tmac_slab_block(m, tmac_range_begin(m->n_slabs, thread)) * tmac_memory_codes(m->kernels, shape);
+    return tmac_range_begin(tmac_n_blocks(shape), thread) * tmac_block_bytes(shape);
+}
+
+/* Step by step into this thread's cache what it will begin its next product with. */
+static int read_ahead(const void *context, int thread, int32_t step)
+{
+    const tmac_matrix *m = *(const tmac_matrix *const *)context;
+    const int64_t begin = thread_offset(m, thread), end = thread_offset(m, thread + 1);
+    const int64_t at = begin + (int64_t)step * READ_AHEAD_STEP, left = end - at;
+    const volatile char *data = (const char *)m->memory.data + at;
+    for (int64_t i = 0; i < READ_AHEAD_STEP && i < left; i += 64) (void)data[i];
+    return left > READ_AHEAD_STEP && (step + 1) * READ_AHEAD_STEP < READ_AHEAD;
+}
+
 static void lock_workspace(void) { pthread_mutex_lock(&workspace.mutex); }
 
 static void unlock_workspace(void) { pthread_mutex_unlock(&workspace.mutex); }
@@ -254,7 +275,7 @@ static void unlock_workspace(void) { pthread_mutex_unlock(&workspace.mutex); }
 static void watch_forks(void) { pthread_atfork(lock_workspace, unlock_workspace, unlock_workspace); }
 
 int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx, const float *x_scales, int32_t n,
-                int tables, float *y, int64_t ldy)
+                int tables, float *y, int64_t ldy, const tmac_matrix *next)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     const int exact = tables == TMAC_TABLES_EXACT || (matrix && matrix->shape.encoding == TMAC_TERNARY);
@@ -269,6 +290,7 @@ int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx,
                  .lut = {.fast = fast}};
     lock_workspace();
     const int status = run(&p, n, exact);
+    if (n == 1 && next) tmac_pool_idle(read_ahead, &next, sizeof next);
     unlock_workspace();
     return status;
 }

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <string.h>
 #include <time.h>
 
 /* How long a worker waits awake for the next job: longer than the numpy work between two matrices of one layer, short
@@ -17,13 +18,16 @@ typedef struct {
 } work_range;
 
 static struct {
-    /* The job. Odd `ticket`: open. Workers look at task, context and ranges only after they have added themselves to
-     * `active` and then seen an odd ticket; the caller changes them only while it is even and active is 0. */
+    /* The job. Odd `ticket`: open. Workers look at task, context, ranges and idle work only after they have added
+     * themselves to `active` and then seen an odd ticket; the caller changes them only while it is even and active is 0.
+     * Idle work is a job that the caller leaves open. */
     _Alignas(64) _Atomic uint32_t ticket;
     _Alignas(64) _Atomic int active;
     _Alignas(64) tmac_task task;
     void *context;
     int32_t grain;
+    tmac_idle_step idle_step; /* NULL: the job is `task` */
+    _Alignas(16) char idle_context[TMAC_IDLE_CONTEXT];
     work_range ranges[TMAC_MAX_THREADS];
 
     int n_threads; /* the caller included */
@@ -103,6 +107,21 @@ static void wait_for_ticket(uint32_t seen)
     pthread_mutex_unlock(&pool.mutex);
 }
 
+static void idle(int thread, uint32_t ticket)
+{
+    for (int32_t step = 0; atomic_load_explicit(&pool.ticket, memory_order_relaxed) == ticket; step++)
+        if (!pool.idle_step(pool.idle_context, thread, step)) return;
+}
+
+/* Close the ticket if it is open, then wait until nobody is inside. */
+static void close_ticket(void)
+{
+    if (atomic_load(&pool.ticket) & 1) atomic_fetch_add(&pool.ticket, 1); /* nobody can enter any more */
+    for (int i = 1; atomic_load(&pool.active); i++)
+        if (i % PAUSES_PER_LOOK) pause_cpu();
+        else sched_yield(); /* a worker may have lost its CPU: leave it ours */
+}
+
 /* Open the ticket; sleepers count themselves before they look at it, so none can miss it. */
 static void publish(void)
 {
@@ -122,7 +141,10 @@ static void *worker(void *argument)
         atomic_fetch_add(&pool.active, 1);
         seen = atomic_load(&pool.ticket);
         const int stopping = atomic_load(&pool.stopping);
-        if ((seen & 1) && !stopping) work(thread);
+        if ((seen & 1) && !stopping) {
+            if (pool.idle_step) idle(thread, seen);
+            else work(thread);
+        }
         atomic_fetch_sub(&pool.active, 1);
         if (stopping) return NULL;
     }
@@ -150,6 +172,7 @@ static int start_workers(void)
 
 static void stop_workers(void)
 {
+    close_ticket();
     atomic_store(&pool.stopping, 1);
     publish();
     for (int i = 0; i < pool.n_started; i++) pthread_join(pool.workers[i], NULL);
@@ -191,21 +214,21 @@ int tmac_pool_start(int n_threads)
 
 int tmac_pool_size(void) { return pool.n_threads; }
 
+int32_t tmac_range_begin(int32_t n, int thread) { return (int32_t)((int64_t)n * thread / pool.n_threads); }
+
 static void run_on_all(int32_t n, int32_t grain, tmac_task task, void *context)
 {
+    close_ticket();
+    pool.idle_step = NULL;
     pool.task = task;
     pool.context = context;
     pool.grain = grain;
-    for (int64_t i = 0; i < pool.n_threads; i++)
-        atomic_store_explicit(&pool.ranges[i].left,
-                              pack_range((int32_t)(n * i / pool.n_threads), (int32_t)(n * (i + 1) / pool.n_threads)),
+    for (int i = 0; i < pool.n_threads; i++)
+        atomic_store_explicit(&pool.ranges[i].left, pack_range(tmac_range_begin(n, i), tmac_range_begin(n, i + 1)),
                               memory_order_relaxed);
     publish();
     work(0);
-    atomic_fetch_add(&pool.ticket, 1); /* closed: nobody can enter any more */
-    for (int i = 1; atomic_load(&pool.active); i++)
-        if (i % PAUSES_PER_LOOK) pause_cpu();
-        else sched_yield(); /* a worker may have lost its CPU: leave it ours */
+    close_ticket();
 }
 
 void tmac_parallel_for(int32_t n, int32_t grain, tmac_task task, void *context)
@@ -215,5 +238,24 @@ void tmac_parallel_for(int32_t n, int32_t grain, tmac_task task, void *context)
     if (pool.n_started < pool.n_threads - 1) start_workers();
     if (pool.n_threads == 1 || n <= grain) task(context, 0, n, 0);
     else run_on_all(n, grain > 0 ? grain : 1, task, context);
+    pthread_mutex_unlock(&pool.caller);
+}
+
+void tmac_pool_idle(tmac_idle_step step, const void *context, size_t bytes)
+{
+    pthread_mutex_lock(&pool.caller);
+    if (pool.n_started) {
+        close_ticket();
+        pool.idle_step = step;
+        memcpy(pool.idle_context, context, bytes);
+        atomic_fetch_add(&pool.ticket, 1); /* who sleeps may sleep on */
+    }
+    pthread_mutex_unlock(&pool.caller);
+}
+
+void tmac_pool_settle(void)
+{
+    pthread_mutex_lock(&pool.caller);
+    close_ticket();
     pthread_mutex_unlock(&pool.caller);
 }

@@ -211,6 +211,25 @@ def test_bind_reads_its_arrays_when_called(rng: np.random.Generator) -> None:
         matrix.matmul(x)
 
 
+def test_a_bound_call_reads_ahead_in_a_matrix_that_may_be_closed(rng: np.random.Generator) -> None:
+    first, _ = random_matrix(MatrixShape(200, 100, 2, 32, True, 0), rng)
+    other, _ = random_matrix(MatrixShape(100_000, 100, 2, 32, True, 0), rng)
+    x, out = rng.normal(size=100).astype(np.float32), np.empty(200, np.float32)
+    expected = first.matmul(x)
+    first.precede(other)
+    call = first.bind(x, out)
+    other.close()
+    del other
+    for _ in range(20):
+        out[:] = 0
+        call()
+        np.testing.assert_array_equal(out, expected)
+    closed, _ = random_matrix(MatrixShape(20, 100, 2, 32, True, 0), rng)
+    closed.close()
+    with pytest.raises(KernelError, match="closed"):
+        first.precede(closed)
+
+
 def test_matrix_keeps_no_reference_to_tiles(rng: np.random.Generator) -> None:
     shape = MatrixShape(20, 100, 2, 32, True, 0)
     tiles = kernels.pack(shape, *parts(shape, rng))

@@ -100,6 +100,8 @@ class _Loader:
         head = names.EMBEDDING if self._config.tie_word_embeddings else names.LM_HEAD
         lm_head = self._linear(head, in_layer=False)
         norm = self._norm("model.norm")
+        for matrix, following in zip(self._matrices, self._matrices[1:] + self._matrices[:1], strict=True):
+            matrix.precede(following)
         return Decoder(self._config, self._embedding(), layers, norm, lm_head, matrices=self._matrices)
 
     def _layer(self, i: int, qkv: Linear, o: Linear, gate_up: Linear, down: Linear) -> Layer:

@@ -161,8 +161,10 @@ TMAC_API int64_t tmac_fork_join_time(int32_t n_jobs, int64_t work);
  * x: (n, k) of type F32, F16 or I8, ldx elements from token to token. x_scales: float32 (n), what one unit of an I8
  * activation is worth (NULL: 1); must be NULL for other types. tables: enum tmac_tables; I8 needs TMAC_TABLES_EXACT,
  * TMAC_TABLES_FAST a matrix that was loaded where tmac_has_fast_aggregation (TMAC_ERR_ISA otherwise).
- * y: float32 (n, m), ldy elements from token to token. The result does not depend on instruction set or threads. */
+ * y: float32 (n, m), ldy elements from token to token. The result does not depend on instruction set or threads.
+ * next: the matrix whose product will come next, or NULL. After a product of one token the threads that wait begin to read
+ * its weights, so that memory is busy while the caller does other work. */
 TMAC_API int tmac_matmul(const tmac_matrix *matrix, const void *x, int type, int64_t ldx, const float *x_scales,
-                         int32_t n, int tables, float *y, int64_t ldy);
+                         int32_t n, int tables, float *y, int64_t ldy, const tmac_matrix *next);
 
 #endif

@@ -144,11 +144,65 @@ static void test_callers_take_turns(void)
         for (int j = 0; j < 64; j++) CHECK(jobs[i].values[j] == 500, "caller %d item %d", i, j);
 }
 
+typedef struct {
+    _Atomic int n_steps[16], n_inside, n_bad;
+} idle_job;
+
+/* Takes n steps on every worker. */
+typedef struct {
+    idle_job *job;
+    int32_t n;
+} idle_context;
+
+static int idle_step(const void *context, int thread, int32_t step)
+{
+    const idle_context *c = context;
+    c->job->n_inside++;
+    if (thread < 1 || thread >= tmac_pool_size() || step != c->job->n_steps[thread]++) c->job->n_bad = 1;
+    usleep(10);
+    c->job->n_inside--;
+    return step + 1 < c->n;
+}
+
+/* Workers step while the caller is away, stop when told, and the next job is whole. */
+static void test_idle_steps(void)
+{
+    int n_rounds[4] = {0}; /* in which a worker was awake */
+    tmac_pool_start(4);
+    for (int i = 0; i < 300; i++) {
+        idle_job job = {0};
+        const idle_context context = {&job, i % 3 == 0 ? 5 : INT32_MAX};
+        check_once(64, 1);
+        tmac_pool_idle(idle_step, &context, sizeof context);
+        if (i % 2) usleep(300);
+        if (i % 5 == 0) tmac_pool_idle(idle_step, &context, sizeof context); /* again: the first one ends */
+        if (i % 7 == 0) check_once(1000, 3);
+        else tmac_pool_settle();
+        CHECK(job.n_inside == 0, "round %d: %d are still inside", i, job.n_inside);
+        if (i % 5) CHECK(!job.n_bad, "round %d: steps out of order", i);
+        for (int t = 0; t < 4; t++) {
+            if (i % 3 == 0 && i % 5) CHECK(job.n_steps[t] <= 5, "round %d: %d steps of 5", i, job.n_steps[t]);
+            n_rounds[t] += job.n_steps[t] > 0;
+        }
+    }
+    for (int t = 1; t < 4; t++) CHECK(n_rounds[t] > 0, "worker %d never took a step", t);
+    idle_job job = {0};
+    const idle_context context = {&job, INT32_MAX};
+    tmac_pool_idle(idle_step, &context, sizeof context);
+    tmac_pool_start(1); /* ends them too */
+    CHECK(job.n_inside == 0, "%d are still inside", job.n_inside);
+    tmac_pool_idle(idle_step, &context, sizeof context);
+    CHECK(job.n_inside == 0 && tmac_range_begin(10, 1) == 10, "one thread has no workers");
+}
+
 #ifndef TMAC_EMULATED /* qemu-user cannot fork a process with threads */
 static void test_fork(void)
 {
+    idle_job job = {0};
+    const idle_context context = {&job, INT32_MAX};
     tmac_pool_start(4);
     check_once(1000, 3);
+    tmac_pool_idle(idle_step, &context, sizeof context); /* does not come along */
     const pid_t child = fork();
     if (child == 0) {
         alarm(20); /* a hang is a failure, not a hang of the test */
@@ -159,6 +213,7 @@ static void test_fork(void)
     int status;
     waitpid(child, &status, 0);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child status %d", status);
+    tmac_pool_settle();
     check_once(1000, 3);
 }
 #endif
@@ -170,6 +225,7 @@ int main(void)
     test_all_take_part();
     test_callers_take_turns();
     test_signals();
+    test_idle_steps();
 #ifndef TMAC_EMULATED
     test_fork();
 #endif

@@ -31,7 +31,7 @@ static uint8_t *make_tiles(const tmac_shape *s)
 static void multiply(const tmac_matrix *matrix, const tmac_shape *s, const float *x, int32_t n, float *y)
 {
     memset(y, 0xff, (size_t)(n * s->m) * 4);
-    CHECK(tmac_matmul(matrix, x, TMAC_F32, s->k, NULL, n, 0, y, s->m) == TMAC_OK, "%s", where);
+    CHECK(tmac_matmul(matrix, x, TMAC_F32, s->k, NULL, n, 0, y, s->m, NULL) == TMAC_OK, "%s", where);
 }
 
 /* Views and tunings of one loaded matrix. */

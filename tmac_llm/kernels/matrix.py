@@ -91,6 +91,11 @@ class Matrix:
         lib.tmac_matrix_data(self._open(), slabs)
         return int(slabs[0])
 
+    def precede(self, other: Matrix) -> None:
+        """The product with `other` comes after that with this one: after a product of one token the threads that
+        wait begin to read its weights, while the caller does other work. Holds for calls bound later."""
+        self._next: Any = other._open()  # a handle, not a Matrix: a ring of these would outlive its last user
+
     def tune(self, tuning: Tuning) -> None:
         """Choose how it is multiplied; raises KernelError for numbers that make no sense."""
         check(lib.tmac_matrix_tune(self._open(), ffi.new("tmac_tuning *", tuning)), f"{tuning}")
@@ -103,6 +108,7 @@ class Matrix:
             lib.tmac_matrix_free(handle)
 
         self._handle: Any = ffi.gc(handle, free, n_bytes)
+        self._next = ffi.NULL
 
     def matmul(
         self,
@@ -152,7 +158,7 @@ class Matrix:
 
     def close(self) -> None:
         """Give the memory back as soon as no bound call needs it. Later products raise KernelError."""
-        self._handle = None
+        self._handle, self._next = None, ffi.NULL
 
     @property
     def n_bytes(self) -> int:
@@ -198,7 +204,18 @@ class Matrix:
             expect("matmul: x_scales", x_scales, (np.float32,), (n,))
         scales = ffi.NULL if x_scales is None else ffi.cast("float *", x_scales.ctypes.data)
         y = ffi.cast("float *", out.ctypes.data)
-        return (handle, pointer(x), _TYPES[x.dtype], _ld(x), scales, n, _TABLES[tables], y, _ld(out))
+        return (
+            handle,
+            pointer(x),
+            _TYPES[x.dtype],
+            _ld(x),
+            scales,
+            n,
+            _TABLES[tables],
+            y,
+            _ld(out),
+            self._next,
+        )
 
 
 def memory_size(shape: MatrixShape) -> int:
