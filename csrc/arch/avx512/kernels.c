@@ -1,6 +1,6 @@
 /* The table of AVX-512 kernels (F, BW, VL, VBMI, VNNI). */
 #include "../../cpu.h"
-#include "avx512.h"
+#include "ternary_groups.h"
 
 const tmac_kernels tmac_kernels_avx512 = {
     .name = "avx512",
@@ -12,7 +12,7 @@ const tmac_kernels tmac_kernels_avx512 = {
     .reorder = NULL,
     .gemv = tmac_lut_gemv_avx512,
     .gemm = tmac_lut_gemm_avx512,
-    .ternary = {TERNARY_COLUMNS, TERNARY_STEP_BYTES, TERNARY_STEP_TABLES, 0},
+    .ternary = {TERNARY_COLUMNS, TERNARY_STEP_BYTES, TERNARY_STEP_TABLES, TERNARY_SCRATCH_BYTES},
     .ternary_reorder = tmac_ternary_reorder_scalar,
     .ternary_build = tmac_ternary_build_avx512,
     .ternary_gemv = tmac_ternary_gemv_avx512,

@@ -1,6 +1,7 @@
 /* Activations to tables of five columns with AVX-512: entry v is the sum of the low three trits of v, one of 27, and of
- * its high two, one of 5 for v >= 0; two word permutations and an addition give 32 entries. */
-#include "avx512.h"
+ * its high two, one of 5 for v >= 0; two word permutations and an addition give 32 entries. For many tokens activations
+ * only change their order (ternary_groups.h). */
+#include "ternary_groups.h"
 
 #include <string.h>
 
@@ -42,9 +43,23 @@ INLINE void build_group(const int8_t *x, int8_t *tables)
     }
 }
 
+/* Steps [step_begin, step_end) of one token. Nothing is written past the last step, where codes are 0, and past the last
+ * token, whose sums nobody stores. */
+static void place_activations(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
+                              const tmac_lut *lut)
+{
+    const int32_t units = ternary_units((k - 1) / TERNARY_COLUMNS + 1), begin = step_begin * TERNARY_COLUMNS;
+    int8_t *out = lut->tables + activation_offset(units, t, begin);
+    for (int32_t c = begin; c < step_end * TERNARY_COLUMNS; c++, out += TILE_TOKENS) *out = c < k ? q[c] : 0;
+}
+
 void tmac_ternary_build_avx512(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
                                const tmac_lut *lut)
 {
+    if (lut->n > FEW_TOKENS) {
+        place_activations(q, k, t, step_begin, step_end, lut);
+        return;
+    }
     for (int32_t s = step_begin; s < step_end; s++) {
         int8_t *tables = lut->tables + ((int64_t)s * lut->n + t) * TERNARY_STEP_TABLES, tail[TERNARY_COLUMNS] = {0};
         const int32_t c = s * TERNARY_COLUMNS;
