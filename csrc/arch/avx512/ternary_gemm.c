@@ -168,6 +168,7 @@ void tmac_ternary_gemm_avx512(const tmac_shape *shape, const uint8_t *slab, cons
 {
     const slab_product p = {.shape = shape, .codes = slab, .scales = scales, .lut = lut, .block_begin = block_begin,
                             .blocks = block_end - block_begin, .steps = tmac_ternary_steps(shape), .y = y, .ldy = ldy};
-    if (lut->n > FEW_TOKENS) multiply_many(&p, scratch);
+    if (lut->n == 1) tmac_ternary_gemv_avx512(shape, slab, scales, lut, block_begin, block_end, y);
+    else if (lut->n > FEW_TOKENS) multiply_many(&p, scratch);
     else multiply_few(&p);
 }
