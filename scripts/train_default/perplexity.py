@@ -1,6 +1,7 @@
 """Held-out perplexity of checkpoints and exported models: the last 1,000 stories of valid.txt.
 
-Each story is the answer to a request made from it with a fixed seed; only the answer's tokens count.
+Each story is the answer to a request made from it with a fixed seed; only the answer's tokens count. With
+--composed, stories of the composer that no training epoch has.
 Computed in float32, for a ternary model with the quantised weights and activations that are deployed.
 """
 
@@ -19,10 +20,13 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from conversations import Conversation, composed
 from data import BUCKETS, encode, held_out_stories
 from export import load_exported
 from model import BitNet, ModelConfig
 from real_stories import real
+
+COMPOSED_SEED = 1_000_000  # epochs count from 0
 
 
 def load(path: Path) -> BitNet:
@@ -43,6 +47,18 @@ def answer_loss(model: BitNet, ids: torch.Tensor, is_target: torch.Tensor) -> tu
     return float(F.cross_entropy(logits[wanted], ids[1:][wanted], reduction="sum")), int(wanted.sum())
 
 
+def held_out(args: argparse.Namespace) -> list[tuple[Conversation, int]]:
+    """The conversations that are measured, and the words of each answer (0 where they are not counted)."""
+    if args.composed:
+        rng = random.Random(COMPOSED_SEED)
+        return [(composed(rng, 0), 0) for _ in range(args.composed)]
+    stories = held_out_stories(args.data)[: args.stories]
+    return [
+        (real(story, random.Random(i), not args.unmarked), len(story.split()))
+        for i, story in enumerate(stories)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,22 +67,19 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--stories", type=int, default=1000)
     parser.add_argument(
+        "--composed", type=int, metavar="N", help="N composed stories of a seed that no epoch has, instead"
+    )
+    parser.add_argument(
         "--unmarked", action="store_true", help="without the system turn that marks real stories"
     )
     parser.add_argument("models", type=Path, nargs="+", help="exported directories or checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = Tokenizer.from_file(str(args.tokenizer))
-    stories = held_out_stories(args.data)[: args.stories]
-    encoded = encode(
-        tokenizer, [real(story, random.Random(i), not args.unmarked) for i, story in enumerate(stories)]
-    )
-    kept = [pair for pair in encoded if len(pair[0]) <= BUCKETS[-1]]
-    n_words = sum(
-        len(story.split())
-        for story, pair in zip(stories, encoded, strict=True)
-        if len(pair[0]) <= BUCKETS[-1]
-    )
+    conversations, words = zip(*held_out(args), strict=True)
+    encoded = encode(Tokenizer.from_file(str(args.tokenizer)), list(conversations))
+    fits = [len(ids) <= BUCKETS[-1] for ids, _ in encoded]
+    kept = [pair for pair, fit in zip(encoded, fits, strict=True) if fit]
+    n_words = sum(n for n, fit in zip(words, fits, strict=True) if fit)
     for path in args.models:
         model = load(path)
         nats, n_tokens = 0.0, 0
@@ -77,9 +90,9 @@ def main() -> None:
             "model": path.name,
             "ternary": path.is_dir() or model.config.ternary,
             "perplexity_per_token": round(math.exp(nats / n_tokens), 3),
-            "perplexity_per_word": round(math.exp(nats / n_words), 2),
+            "perplexity_per_word": round(math.exp(nats / n_words), 2) if n_words else None,
             "tokens": n_tokens,
-            "stories": len(kept),
+            "conversations": len(kept),
         }
         print(json.dumps(result), flush=True)
 
