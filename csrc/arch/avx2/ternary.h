@@ -32,6 +32,21 @@ INLINE __m256i both_lanes(const int8_t *table)
     return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table));
 }
 
+/* sums[v] = t0 x0 + t1 x1 + t2 x2 for v = 0 .. 13. */
+INLINE void build_triple(const int8_t *x, int8_t *table)
+{
+    const __m256i t0 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
+    const __m256i t1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
+    const __m256i t2 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
+    __m256i sums = _mm256_sign_epi16(_mm256_set1_epi16(x[0]), t0);
+    sums = _mm256_add_epi16(sums, _mm256_sign_epi16(_mm256_set1_epi16(x[1]), t1));
+    sums = _mm256_add_epi16(sums, _mm256_sign_epi16(_mm256_set1_epi16(x[2]), t2));
+    /* hi = round(sum / 31): |sum| <= 384 puts the product off by less than 0.001; the nearest tie is 0.016 away */
+    const __m256i hi = _mm256_mulhrs_epi16(sums, _mm256_set1_epi16(32768 / TRIPLE_SPLIT));
+    const __m256i lo = _mm256_sub_epi16(sums, _mm256_mullo_epi16(hi, _mm256_set1_epi16(TRIPLE_SPLIT)));
+    _mm256_store_si256((__m256i *)table, _mm256_permute4x64_epi64(_mm256_packs_epi16(lo, hi), 0xd8));
+}
+
 /* Where the operands of a panel of one row block and some tokens lie. */
 typedef struct {
     const uint8_t *codes;
@@ -142,16 +157,29 @@ INLINE void few_block(const few_panel *p, const tmac_shape *shape, const float *
             }
 }
 
+/* The tables of a panel for the only token. x: its activations. The codes that come next are asked for meanwhile. */
+INLINE void build_panel(const int8_t *x, int32_t steps, const uint8_t *codes, int8_t *tables)
+{
+    for (int32_t g = 0; g < steps * TRIPLES; g++) {
+        _mm_prefetch((const char *)codes + g * 64, _MM_HINT_T0);
+        build_triple(x + g * TRIPLE_COLUMNS, tables + g * TRIPLE_TABLE_BYTES);
+    }
+}
+
 /* A slab for tokens token .. token + tokens - 1: panel by panel, so that its tables stay in the L1 cache; y holds the
- * sums between panels, exact in float (|sum| <= 2^23). */
+ * sums between panels, exact in float (|sum| <= 2^23). With one token they are built as they are wanted: products wait
+ * for memory, so that this costs nothing. */
 INLINE void few_slab(const tmac_shape *shape, const uint8_t *slab, const float *scales, const tmac_lut *lut,
                      int32_t block_begin, int32_t block_end, int32_t token, float *y, int64_t ldy, const int tokens)
 {
     const int32_t steps = tmac_triple_steps(shape);
+    const int alone = tokens == 1 && lut->n == 1;
+    _Alignas(32) int8_t tables[TRIPLE_PANEL_STEPS * TRIPLE_STEP_TABLES];
     few_panel p = {.codes = slab, .table_bytes = (int64_t)lut->n * TRIPLE_STEP_TABLES};
     for (int32_t step = 0; step < steps; step += p.steps) {
         p.steps = at_most(TRIPLE_PANEL_STEPS, steps - step);
-        p.tables = lut->tables + step * p.table_bytes + token * TRIPLE_STEP_TABLES;
+        p.tables = alone ? tables : lut->tables + step * p.table_bytes + token * TRIPLE_STEP_TABLES;
+        if (alone) build_panel(lut->tables + step * TRIPLE_STEP_COLUMNS, p.steps, p.codes, tables);
         for (int32_t block = block_begin; block < block_end; block++, p.codes += p.steps * TRIPLE_STEP_BYTES)
             few_block(&p, shape, scales, lut, block, token, step == 0, step + p.steps == steps, y, ldy, tokens);
     }
