@@ -16,7 +16,7 @@ def test_norm_over_the_last_axis(shape):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal(shape, np.float32), rng.standard_normal(shape[-1], np.float32)
     out = np.full(shape, np.nan, np.float32)
-    RMSNorm(weight, 1e-2)(x, out)
+    RMSNorm(weight, 1e-2).bind(x, out)()
     np.testing.assert_allclose(out, expected(x, weight, 1e-2), rtol=2e-6, atol=1e-7)
 
 
@@ -25,7 +25,7 @@ def test_in_place_and_tokens_are_independent():
     norm = RMSNorm(rng.standard_normal(64, np.float32), 1e-5)
     x = rng.standard_normal((37, 64), np.float32)
     alone = np.concatenate([_applied(norm, x[t : t + 1]) for t in range(37)])
-    norm(x, x)
+    norm.bind(x, x)()
     np.testing.assert_array_equal(x, alone)
 
 
@@ -38,5 +38,5 @@ def test_zeros_give_zeros_and_eps_is_inside_the_root():
 
 def _applied(norm: RMSNorm, x: np.ndarray) -> np.ndarray:
     out = np.empty_like(x)
-    norm(x, out)
+    norm.bind(x, out)()
     return out
