@@ -29,6 +29,17 @@ def test_in_place_and_tokens_are_independent():
     np.testing.assert_array_equal(x, alone)
 
 
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_norm_of_two_kinds_of_heads_side_by_side(n):
+    rng = np.random.default_rng(2)
+    x, (q, k) = rng.standard_normal((n, 5, 24), np.float32), rng.standard_normal((2, 24), np.float32)
+    both = RMSNorm.of_heads([(q, 3), (k, 2)], 1e-5)
+    out = np.full(x.shape, np.nan, np.float32)
+    both.bind(x, out)()
+    np.testing.assert_array_equal(out[:, :3], _applied(RMSNorm(q, 1e-5), np.ascontiguousarray(x[:, :3])))
+    np.testing.assert_array_equal(out[:, 3:], _applied(RMSNorm(k, 1e-5), np.ascontiguousarray(x[:, 3:])))
+
+
 def test_zeros_give_zeros_and_eps_is_inside_the_root():
     norm = RMSNorm(np.ones(8, np.float32), 1e-4)
     assert not _applied(norm, np.zeros((1, 8), np.float32)).any()

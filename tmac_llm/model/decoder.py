@@ -34,8 +34,7 @@ class Layer:
     post_attention_norm: RMSNorm
     gate_up_proj: Linear
     down_proj: Linear
-    q_norm: RMSNorm | None = None  # Qwen3: over head_dim, before the rotation
-    k_norm: RMSNorm | None = None
+    qk_norm: RMSNorm | None = None  # Qwen3: over head_dim of all heads of q and k, before the rotation
     attn_sub_norm: RMSNorm | None = None  # BitNet: before o_proj
     ffn_sub_norm: RMSNorm | None = None  # BitNet: before down_proj
 
@@ -124,8 +123,8 @@ class Decoder:
             layer.input_norm.bind(s.x, s.h),
             layer.qkv_proj.bind(s.h, s.qkv),
         ]
-        if layer.q_norm and layer.k_norm:
-            operations += [layer.q_norm.bind(s.q, s.q), layer.k_norm.bind(s.k, s.k)]
+        if layer.qk_norm:
+            operations.append(layer.qk_norm.bind(s.qk, s.qk))
         return [*operations, self._rope.bind(s.qk, s.rotation, s.rotated)]
 
     def _after_attention(self, layer: Layer, s: _Scratch) -> Operations:
