@@ -27,7 +27,7 @@ from tmac_llm.sampling import Sampler
 from tmac_llm.sampling_defaults import DEFAULT_SAMPLING
 
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
-# "rest": residual sums, and the interpreter between the parts.
+# "rest": residual sums, what is bound anew for every pass, and the interpreter between the parts.
 PARTS = (*LINEARS, "attention", "KV cache", "norms", "RoPE", "activation", "embedding", "sampling", "rest")
 
 Clock = Callable[[], int]

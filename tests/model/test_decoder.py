@@ -13,7 +13,7 @@ from tmac_llm.errors import KernelError
 from tmac_llm.load import load_decoder
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.model.decoder import Decoder
-from tmac_llm.model.kv_cache import KVCache
+from tmac_llm.model.kv_cache import CacheType, KVCache
 from tmac_llm.synthetic import SyntheticModel
 
 LLAMA = {
@@ -58,7 +58,7 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["model_type"])
 def test_caches_take_turns(config):
     """Caches of both types that grow and are cut back, single tokens and prompts: each as if it were alone."""
-    decoder, ids = load(config), np.random.default_rng(0).integers(0, 300, 400)
+    ids = np.random.default_rng(0).integers(0, 300, 400)
     steps = [
         (0, 3),
         (0, 1),
@@ -72,16 +72,18 @@ def test_caches_take_turns(config):
         (0, 1),
     ]  # truncate to, feed
 
-    def run(cache: KVCache) -> Iterator[np.ndarray]:
+    def run(decoder: Decoder, kind: CacheType) -> Iterator[np.ndarray]:
+        cache = KVCache(decoder.config, 400, kind)
         for length, n in steps:
             if length:
                 cache.truncate(length)
             logits = decoder.forward(ids[cache.length : cache.length + n], cache)
             yield np.array(logits)
 
-    kinds = ("f32", "int8", "f32")
-    alone = [list(run(KVCache(decoder.config, 400, kind))) for kind in kinds]
-    together = zip(*(run(KVCache(decoder.config, 400, kind)) for kind in kinds), strict=True)
+    kinds: tuple[CacheType, ...] = ("f32", "int8", "f32")
+    alone = [list(run(load(config), kind)) for kind in kinds]
+    shared = load(config)
+    together = zip(*(run(shared, kind) for kind in kinds), strict=True)
     for step, found in enumerate(together):
         for expected, logits in zip(alone, found, strict=True):
             np.testing.assert_array_equal(logits, expected[step])

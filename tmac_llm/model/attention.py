@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +65,9 @@ class Attention:
             highest, total = np.empty((2, *heads.shape[:2], 1), np.float32)
             look = self._bind_look(q, cache, spans[0], highest, total, by_part)
 
-            def attend(cache: LayerCache, divide: Any = np.divide) -> None:
+            def attend(cache: LayerCache) -> None:
                 look(cache)
-                divide(heads, total, heads)
+                np.divide(heads, total, heads)
 
             return attend
         portions = _Portions(n, by_part)
@@ -94,7 +93,7 @@ class Attention:
         total: Floats,
         sums: Floats,
     ) -> Callable[[LayerCache], None]:
-        """A portion of one token's attention, its positions begin .. end - 1: exp(score - highest) v is summed up."""
+        """One portion of one token's attention: sums = sum of exp(score - highest) v, over span's positions."""
         begin, end = span
         first, last = begin // TILE, -(-end // TILE)
         # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.

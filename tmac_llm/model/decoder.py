@@ -40,7 +40,11 @@ class Layer:
 
 
 class Decoder:
-    """A decoder. Weights are read only; scratch arrays make it usable by one thread at a time."""
+    """A decoder. Weights are read only; scratch arrays make it usable by one thread at a time.
+
+    Every part is bound to these arrays before the first pass: a call between two linears costs little more than
+    numpy itself. What depends on the position is bound once per pass, for all layers.
+    """
 
     def __init__(
         self,
@@ -174,6 +178,6 @@ class _Scratch:
         self.gate, self.up = np.split(self.gate_up, 2, axis=1)
         self.inner = np.empty((n, inner), np.float32)
         self.logits = np.empty((1, config.vocab_size), np.float32)
-        self.rotation = rotation
+        self.rotation = rotation  # of the positions of these tokens
         x, h = self.x.reshape(-1), self.h.reshape(-1)  # numpy is fastest with one axis
         self.add_h_to_x = partial(np.add, x, h, x)
