@@ -21,7 +21,7 @@ from tmac_llm.model.norm import RMSNorm
 from tmac_llm.model.rope import RotaryEmbedding, Rotation
 
 Floats = npt.NDArray[np.float32]
-Operations = Sequence[Callable[[], object]]
+Operation = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,38 +114,43 @@ class Decoder:
             for other in self._passes.keys() - {1}:
                 del self._passes[other]
             s = _Scratch(self.config, n, self._rope.rotation(n))
+            # The same for all layers: fewer objects come back into the caches after each linear.
+            rotate = self._rope.bind(s.qk, s.rotation, s.rotated)
+            activate = self._activation.bind(s.gate, s.up, s.inner)
             layers = [
-                (self._before_attention(layer, s), self._after_attention(layer, s)) for layer in self._layers
+                (_before_attention(layer, s, rotate), _after_attention(layer, s, activate))
+                for layer in self._layers
             ]
-            head = [self._norm.bind(s.last_x, s.last_h), self._lm_head.bind(s.last_h, s.logits)]
+            head: list[Operation] = [
+                self._norm.bind(s.last_x, s.last_h),
+                self._lm_head.bind(s.last_h, s.logits),
+            ]
             self._passes[n] = _Pass(s, layers, head)
         return self._passes[n]
 
-    def _before_attention(self, layer: Layer, s: _Scratch) -> Operations:
-        """Rotated q, k, v of norm(x)."""
-        operations: list[Callable[[], object]] = [
-            layer.input_norm.bind(s.x, s.h),
-            layer.qkv_proj.bind(s.h, s.qkv),
-        ]
-        if layer.qk_norm:
-            operations.append(layer.qk_norm.bind(s.qk, s.qk))
-        return [*operations, self._rope.bind(s.qk, s.rotation, s.rotated)]
 
-    def _after_attention(self, layer: Layer, s: _Scratch) -> Operations:
-        """x += o_proj(attended); x += down_proj(act(gate) * up), gate and up of norm(x)."""
-        operations: list[Callable[[], object]] = []
-        if layer.attn_sub_norm:
-            operations.append(layer.attn_sub_norm.bind(s.attended, s.attended))
-        operations += [
-            layer.o_proj.bind(s.attended, s.h),
-            s.add_h_to_x,
-            layer.post_attention_norm.bind(s.x, s.h),
-            layer.gate_up_proj.bind(s.h, s.gate_up),
-            self._activation.bind(s.gate, s.up, s.inner),
-        ]
-        if layer.ffn_sub_norm:
-            operations.append(layer.ffn_sub_norm.bind(s.inner, s.inner))
-        return [*operations, layer.down_proj.bind(s.inner, s.h), s.add_h_to_x]
+def _before_attention(layer: Layer, s: _Scratch, rotate: Operation) -> list[Operation]:
+    """Rotated q, k, v of norm(x)."""
+    operations: list[Operation] = [layer.input_norm.bind(s.x, s.h), layer.qkv_proj.bind(s.h, s.qkv)]
+    if layer.qk_norm:
+        operations.append(layer.qk_norm.bind(s.qk, s.qk))
+    return [*operations, rotate]
+
+
+def _after_attention(layer: Layer, s: _Scratch, activate: Operation) -> list[Operation]:
+    """x += o_proj(attended); x += down_proj(act(gate) * up), gate and up of norm(x)."""
+    operations: list[Operation] = []
+    if layer.attn_sub_norm:
+        operations.append(layer.attn_sub_norm.bind(s.attended, s.attended))
+    operations += [layer.o_proj.bind(s.attended, s.h), s.add_h_to_x]
+    operations += [
+        layer.post_attention_norm.bind(s.x, s.h),
+        layer.gate_up_proj.bind(s.h, s.gate_up),
+        activate,
+    ]
+    if layer.ffn_sub_norm:
+        operations.append(layer.ffn_sub_norm.bind(s.inner, s.inner))
+    return [*operations, layer.down_proj.bind(s.inner, s.h), s.add_h_to_x]
 
 
 class _Pass(NamedTuple):
@@ -153,8 +158,8 @@ class _Pass(NamedTuple):
     its last user."""
 
     scratch: _Scratch
-    layers: list[tuple[Operations, Operations]]  # before and after attention
-    head: Operations  # logits of the last token
+    layers: list[tuple[list[Operation], list[Operation]]]  # before and after attention
+    head: list[Operation]  # logits of the last token
 
 
 class _Scratch:
