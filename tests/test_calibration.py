@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from tmac_llm.checkpoint import open_checkpoint
 from tmac_llm.convert import convert
 from tmac_llm.load import load_decoder
 from tmac_llm.model.kv_cache import KVCache
-from tmac_llm.model.linear import DenseLinear
+from tmac_llm.model.linear import DenseLinear, Linear
 from tmac_llm.packed.container import PackedModel
 
 N_WINDOWS, CONTEXT = 3, 70
 FLOAT_BITNET = {"quantization_config": {"quant_method": "none"}}
 
 
-class Recorder:
+class Recorder(Linear):
     """A linear that keeps its inputs."""
 
     def __init__(self, weight: np.ndarray, bias: np.ndarray | None = None, *_: object) -> None:
@@ -33,9 +34,14 @@ class Recorder:
         self.m, self.k = self.linear.m, self.linear.k
         self.inputs: list[np.ndarray] = []
 
-    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        self.inputs.append(x.copy())
-        return self.linear(x, out)
+    def bind(self, x: np.ndarray, out: np.ndarray) -> Callable[[], None]:
+        multiply = self.linear.bind(x, out)
+
+        def call() -> None:
+            self.inputs.append(x.copy())
+            multiply()
+
+        return call
 
 
 @dataclass

@@ -219,7 +219,7 @@ def test_chunks_and_single_tokens_give_the_same_logits_and_cache(packed, name, b
     assert relative_rms(run(case.decoder, case.ids, parts, chunk), expected) <= case.order_bound
     assert parts.length == whole.length == len(case.ids)
     for layer in range(case.decoder.config.num_hidden_layers):
-        mine, other = parts.layer(layer), whole.layer(layer)
+        mine, other = parts.layers[layer], whole.layers[layer]
         for found, wanted in ((mine.keys, other.keys), (mine.values, other.values)):
             if layer == 0 and case.bits != 16:  # table lookup adds in one order, whatever the chunk
                 np.testing.assert_array_equal(found, wanted)

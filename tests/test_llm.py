@@ -12,6 +12,7 @@ import tmac_llm
 from tmac_llm.convert import convert
 from tmac_llm.errors import ContextLengthError, PackedModelError, TemplateError, TokenizerError, UsageError
 from tmac_llm.generation import PREFILL_CHUNK
+from tmac_llm.model.attention import Attention
 from tmac_llm.sampling_defaults import DEFAULT_SAMPLING
 from tmac_llm.stop_strings import StopStrings
 
@@ -260,16 +261,16 @@ def test_keyboard_interrupt_keeps_the_answer_and_the_context(llm, monkeypatch):
     whole = run(llm.chat_stream(HELLO, max_tokens=30, seed=6)).token_ids
     stream = llm.chat_stream(HELLO, max_tokens=30, seed=6)
     said = [next(stream) for _ in range(3)]
-    attend = type(llm._context.decoder)._feed_forward
+    bind = Attention.bind
 
-    def interrupted(self, *args):
+    def interrupted(cache):
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(llm._context.decoder), "_feed_forward", interrupted)
+    monkeypatch.setattr(Attention, "bind", lambda *_: interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(stream)
-    assert type(llm._context.decoder)._feed_forward is attend
+    assert Attention.bind is bind
     assert stream.result.text.startswith("".join(said))
     assert stream.result.finish_reason == "cancelled"
     assert run(llm.chat_stream(HELLO, max_tokens=30, seed=6)).token_ids == whole

@@ -57,7 +57,7 @@ class Layer:
         norm = self._input_norm if group == 0 else self._post_norm
         h = np.empty_like(x)
         assert norm is not None
-        norm(x, h)
+        norm.bind(x, h)()
         return h
 
     def attended(self, qkv: Floats) -> Floats:
@@ -67,25 +67,28 @@ class Layer:
         by_head = qkv.reshape(n, -1, d)
         q, k, v = np.split(by_head, [heads, heads + kv_heads], axis=1)
         if self._q_norm and self._k_norm:
-            self._q_norm(q, q)
-            self._k_norm(k, k)
+            self._q_norm.bind(q, q)()
+            self._k_norm.bind(k, k)()
         qk = by_head[:, : heads + kv_heads]
-        self._rope.rotate(qk, self._rope.rotation(0, n), np.empty_like(qk))
+        rotation = self._rope.rotation(n)
+        self._rope.fill(rotation, 0)
+        self._rope.bind(qk, rotation, np.empty_like(qk))()
         cache = KVCache(self._one_layer, n)
         cache.reserve(n)
         out = np.empty((n, heads * d), np.float32)
-        self._attention(q, cache.append(0, k, v), 0, out.reshape(n, heads, d))
+        layer_cache = cache.append(0, k, v)
+        self._attention.bind(q, layer_cache, 0, out.reshape(n, heads, d))(layer_cache)
         if self._attn_sub_norm:
-            self._attn_sub_norm(out, out)
+            self._attn_sub_norm.bind(out, out)()
         return out
 
     def activated(self, gate_up: Floats) -> Floats:
         """The inputs of down_proj from gate and up side by side."""
         gate, up = np.split(gate_up, 2, axis=1)
         out = np.empty(gate.shape, np.float32)
-        self._activation(gate, up, out)
+        self._activation.bind(gate, up, out)()
         if self._ffn_sub_norm:
-            self._ffn_sub_norm(out, out)
+            self._ffn_sub_norm.bind(out, out)()
         return out
 
 

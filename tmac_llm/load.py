@@ -113,8 +113,7 @@ class _Loader:
             post_attention_norm=self._norm(f"{name}.post_attention_layernorm"),
             gate_up_proj=gate_up,
             down_proj=down,
-            q_norm=self._norm(f"{name}.self_attn.q_norm") if config.qk_norm else None,
-            k_norm=self._norm(f"{name}.self_attn.k_norm") if config.qk_norm else None,
+            qk_norm=self._qk_norm(f"{name}.self_attn") if config.qk_norm else None,
             attn_sub_norm=self._norm(f"{name}.self_attn.attn_sub_norm") if config.sub_norms else None,
             ffn_sub_norm=self._norm(f"{name}.mlp.ffn_sub_norm") if config.sub_norms else None,
         )
@@ -156,6 +155,12 @@ class _Loader:
         if shape is None:
             return DenseEmbedding(self._source.tensor(f"{names.EMBEDDING}.weight"))
         return PackedEmbedding(shape, self._source.tiles(names.EMBEDDING))
+
+    def _qk_norm(self, name: str) -> RMSNorm:
+        config, tensor = self._config, self._source.tensor
+        q = (tensor(f"{name}.q_norm.weight"), config.num_attention_heads)
+        k = (tensor(f"{name}.k_norm.weight"), config.num_key_value_heads)
+        return RMSNorm.of_heads([q, k], config.rms_norm_eps)
 
     def _norm(self, name: str) -> RMSNorm:
         return RMSNorm(np.array(self._source.tensor(f"{name}.weight")), self._config.rms_norm_eps)

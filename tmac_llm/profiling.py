@@ -27,7 +27,7 @@ from tmac_llm.sampling import Sampler
 from tmac_llm.sampling_defaults import DEFAULT_SAMPLING
 
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
-# "rest": residual sums, and the interpreter between the parts.
+# "rest": residual sums, what is bound anew for every pass, and the interpreter between the parts.
 PARTS = (*LINEARS, "attention", "KV cache", "norms", "RoPE", "activation", "embedding", "sampling", "rest")
 
 Clock = Callable[[], int]
@@ -86,9 +86,29 @@ class Timer:
         return call
 
 
+class _TimedPart:
+    """A part of a decoder: what it does in a pass is timed, not what it binds before."""
+
+    def __init__(self, name: str, part: Any, timer: Timer) -> None:
+        self._name, self._part, self._timer = name, part, timer
+
+    def bind(self, *arguments: Any) -> Callable[..., Any]:
+        return self._timer.timed(self._name, self._part.bind(*arguments))
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._timer.timed(self._name, self._part)(*arguments)
+
+    def fill(self, *arguments: Any) -> None:
+        self._timer.timed(self._name, self._part.fill)(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
 def timed_decoder(decoder: Decoder, timer: Timer) -> Decoder:
     """A decoder of the same weights whose parts are timed; the production decoder knows nothing of it."""
     timed: Any = copy.copy(decoder)
+    timed._passes = {}
     timed._layers = [_timed_layer(layer, timer) for layer in timed._layers]
     for attribute, name in (
         ("_embed_tokens", "embedding"),
@@ -96,11 +116,9 @@ def timed_decoder(decoder: Decoder, timer: Timer) -> Decoder:
         ("_lm_head", "lm_head"),
         ("_attention", "attention"),
         ("_activation", "activation"),
+        ("_rope", "RoPE"),
     ):
-        setattr(timed, attribute, timer.timed(name, getattr(timed, attribute)))
-    timed._rope = copy.copy(timed._rope)
-    for method in ("rotation", "rotate"):
-        setattr(timed._rope, method, timer.timed("RoPE", getattr(timed._rope, method)))
+        setattr(timed, attribute, _TimedPart(name, getattr(timed, attribute), timer))
     return timed  # type: ignore[no-any-return]
 
 
@@ -109,7 +127,7 @@ def _timed_layer(layer: Layer, timer: Timer) -> Layer:
     for field in fields(layer):
         part = getattr(layer, field.name)
         name = field.name if field.name in LINEARS else "norms"
-        timed[field.name] = part and timer.timed(name, part)
+        timed[field.name] = part and _TimedPart(name, part, timer)
     return replace(layer, **timed)
 
 
@@ -156,7 +174,8 @@ def _passes(
     decoder: Decoder, timer: Timer, cache: KVCache, test: BenchTest, tokens: Any, sampler: Sampler
 ) -> list[dict[str, int]]:
     """Nanoseconds by part, and in "rest", of each pass: a decoded token, or the whole prompt."""
-    cache.append = timer.timed("KV cache", cache.append)  # type: ignore[method-assign]
+    bind_append = cache.bind_append
+    cache.bind_append = lambda k, v: timer.timed("KV cache", bind_append(k, v))  # type: ignore[method-assign]
     sample = timer.timed("sampling", sampler.sample)
     step = 1 if test.n_gen else PREFILL_CHUNK
     result = []
@@ -176,7 +195,7 @@ def _passes(
                 timer.ns.clear()
                 start = time.perf_counter_ns()
     finally:
-        del cache.append
+        del cache.bind_append
     return result
 
 

@@ -20,6 +20,6 @@ def test_activation_of_gate_times_up(act, n):
     both[0, :6] = [0.0, -0.0, -1e4, 1e4, -89.0, 89.0]
     gate, up = both[:, :35], both[:, 35:]
     out = np.full((n, 35), np.nan, np.float32)
-    GatedActivation(act)(gate, up, out)
+    GatedActivation(act).bind(gate, up, out)()
     expected = FORMULAS[act](gate.astype(np.float64)) * up
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-30)

@@ -30,13 +30,14 @@ def run(heads, kv_heads, dim, chunks, window=None, seed=0, cache_type="f32"):
     rng = np.random.default_rng(seed)
     q = (rng.standard_normal((total, heads, dim)) * 2).astype(np.float32)
     k, v = rng.standard_normal((2, total, kv_heads, dim), np.float32)
-    cache, attend, outs, begin = KVCache(config, total, cache_type), Attention(config), [], 0
+    cache, attention, outs, begin = KVCache(config, total, cache_type), Attention(config), [], 0
     scaled_q, scaled_k = q * np.float32(dim**-0.25), k * np.float32(dim**-0.25)
     for n in chunks:
         part = slice(begin, begin + n)
         cache.reserve(n)
         out = np.full((n, heads, dim), np.nan, np.float32)
-        attend(scaled_q[part], cache.append(0, scaled_k[part], v[part]), begin, out)
+        layer = cache.append(0, scaled_k[part], v[part])
+        attention.bind(scaled_q[part], layer, begin, out)(layer)
         cache.advance(n)
         outs.append(out)
         begin += n
@@ -137,6 +138,7 @@ def test_large_scores_do_not_overflow():
     k = np.full((3, 2, 24), 1e3, np.float32)
     v = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 24), np.float32)
     cache.reserve(3)
-    Attention(config)(q, cache.append(0, k, v), 0, out)
+    layer = cache.append(0, k, v)
+    Attention(config).bind(q, layer, 0, out)(layer)
     np.testing.assert_allclose(out[:, 0, 0], [0, 0.5, 1.0], rtol=1e-6)
     assert_close(found, expected)

@@ -13,7 +13,7 @@ from tmac_llm.model.layer_cache import TILE, value_part
 
 def contents(cache: KVCache, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """keys and values (length, kv_heads, head_dim) of a float32 cache."""
-    held = cache.layer(layer)
+    held = cache.layers[layer]
     heads, tiles, dim, _ = held.keys.shape
     k = held.keys.transpose(1, 3, 0, 2).reshape(tiles * TILE, heads, dim)
     v = held.values.transpose(2, 0, 1, 3).reshape(tiles * TILE, heads, dim)
@@ -62,19 +62,19 @@ def test_truncate_then_append_overwrites():
 def test_growth_is_geometric_and_bounded():
     cache = KVCache(CONFIG, 10_000)
     zeros = np.zeros((1, 2, 24), np.float32)
-    copied, before = 0, cache.layer(0).keys
+    copied, before = 0, cache.layers[0].keys
     for _ in range(4000):
         cache.reserve(1)
-        if cache.layer(0).keys is not before:
+        if cache.layers[0].keys is not before:
             copied += before.shape[1]
-            before = cache.layer(0).keys
+            before = cache.layers[0].keys
         for layer in range(2):
             cache.append(layer, zeros, zeros)
         cache.advance(1)
     assert copied <= 2 * 4000 / TILE
     small = KVCache(CONFIG, 70)
     small.reserve(70)
-    assert small.layer(0).keys.shape[1] == 2
+    assert small.layers[0].keys.shape[1] == 2
     assert small.n_bytes == 2 * 2 * (2 * 2 * TILE * 24) * 4
 
 

@@ -15,7 +15,7 @@ def filled(kind, n: int, seed: int = 0):
     k, v = rng.standard_normal((2, n, HEADS, DIM), np.float32)
     cache = kind(HEADS, DIM)
     cache.grow(-(-n // TILE))
-    cache.write(0, k, v)
+    cache.bind_write(0, k, v)(cache)
     return cache, k.astype(np.float64), v.astype(np.float64)
 
 
@@ -30,7 +30,7 @@ def test_scores(kind, tolerance, begin, n, heads):
     cache, k, _ = filled(kind, 192)
     q = np.random.default_rng(1).standard_normal((HEADS, ROWS, DIM), np.float32)[heads]
     out = np.full((len(q), ROWS, n), np.nan, np.float32)
-    cache.scores(q, heads, begin, out)
+    cache.bind_scores(q, heads, begin, out)(cache)
     expected = np.einsum("hrd,nhd->hrn", q, k[begin : begin + n, heads])
     np.testing.assert_allclose(out, expected, atol=tolerance)
 
@@ -43,7 +43,7 @@ def test_weighted_sum(kind, tolerance, begin, n):
     p /= p.sum(axis=2, keepdims=True)
     expected = np.einsum("hrn,nhd->hrd", p, v[begin : begin + n])
     out = np.full((HEADS, 2, ROWS, DIM // 2), np.nan, np.float32)
-    cache.weighted_sum(p, slice(None), begin, out)
+    cache.bind_weighted_sum(p, slice(None), begin, out)(cache)
     found = out.transpose(0, 2, 1, 3).reshape(HEADS, ROWS, DIM)
     np.testing.assert_allclose(found, expected, atol=min(tolerance, 0.02))
 
@@ -54,12 +54,12 @@ def test_one_by_one_or_together(kind):
     k, v = rng.standard_normal((2, 150, HEADS, DIM), np.float32)
     together, single = kind(HEADS, DIM), kind(HEADS, DIM)
     together.grow(3)
-    together.write(0, k[:90], v[:90])
-    together.write(90, k[90:], v[90:])
+    together.bind_write(0, k[:90], v[:90])(together)
+    together.bind_write(90, k[90:], v[90:])(together)
     for t in range(150):
         if t % TILE == 0:
             single.grow(t // TILE + 1)  # what is there stays
-        single.write(t, k[t : t + 1], v[t : t + 1])
+        single.bind_write(t, k[t : t + 1], v[t : t + 1])(single)
     for name, array in vars(together).items():
         if isinstance(array, np.ndarray):
             np.testing.assert_array_equal(array, getattr(single, name), err_msg=name)
@@ -99,7 +99,7 @@ def test_raising_in_blocks_gives_the_same(monkeypatch):
     )
     for i, block in enumerate((layer_cache._BLOCK, 2 * 128 * DIM)):
         monkeypatch.setattr(layer_cache, "_BLOCK", block)
-        cache.scores(q, slice(None), 0, scores[i])
-        cache.weighted_sum(p.copy(), slice(None), 0, sums[i])
+        cache.bind_scores(q, slice(None), 0, scores[i])(cache)
+        cache.bind_weighted_sum(p.copy(), slice(None), 0, sums[i])(cache)
     np.testing.assert_array_equal(*scores)
     np.testing.assert_array_equal(*sums)

@@ -16,7 +16,7 @@ def test_norm_over_the_last_axis(shape):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal(shape, np.float32), rng.standard_normal(shape[-1], np.float32)
     out = np.full(shape, np.nan, np.float32)
-    RMSNorm(weight, 1e-2)(x, out)
+    RMSNorm(weight, 1e-2).bind(x, out)()
     np.testing.assert_allclose(out, expected(x, weight, 1e-2), rtol=2e-6, atol=1e-7)
 
 
@@ -25,8 +25,19 @@ def test_in_place_and_tokens_are_independent():
     norm = RMSNorm(rng.standard_normal(64, np.float32), 1e-5)
     x = rng.standard_normal((37, 64), np.float32)
     alone = np.concatenate([_applied(norm, x[t : t + 1]) for t in range(37)])
-    norm(x, x)
+    norm.bind(x, x)()
     np.testing.assert_array_equal(x, alone)
+
+
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_norm_of_two_kinds_of_heads_side_by_side(n):
+    rng = np.random.default_rng(2)
+    x, (q, k) = rng.standard_normal((n, 5, 24), np.float32), rng.standard_normal((2, 24), np.float32)
+    both = RMSNorm.of_heads([(q, 3), (k, 2)], 1e-5)
+    out = np.full(x.shape, np.nan, np.float32)
+    both.bind(x, out)()
+    np.testing.assert_array_equal(out[:, :3], _applied(RMSNorm(q, 1e-5), np.ascontiguousarray(x[:, :3])))
+    np.testing.assert_array_equal(out[:, 3:], _applied(RMSNorm(k, 1e-5), np.ascontiguousarray(x[:, 3:])))
 
 
 def test_zeros_give_zeros_and_eps_is_inside_the_root():
@@ -38,5 +49,5 @@ def test_zeros_give_zeros_and_eps_is_inside_the_root():
 
 def _applied(norm: RMSNorm, x: np.ndarray) -> np.ndarray:
     out = np.empty_like(x)
-    norm(x, out)
+    norm.bind(x, out)()
     return out

@@ -71,11 +71,21 @@ def test_dynamic_stretches_the_base_beyond_the_trained_length_only():
     np.testing.assert_allclose(inverse_frequencies(DYNAMIC, 8, 32)[0], expected, rtol=1e-6)
 
 
+def tables(rope, position, n):
+    rotation = rope.rotation(n)
+    rope.fill(rotation, position)
+    return rotation
+
+
+def rotate(rope, x, position):
+    rope.bind(x, tables(rope, position, len(x)), np.empty_like(x))()
+
+
 def test_dynamic_rotation_does_not_depend_on_chunks():
-    whole = RotaryEmbedding(DYNAMIC, 8).rotation(0, 40)
+    whole = tables(RotaryEmbedding(DYNAMIC, 8), 0, 40)
     by_token = RotaryEmbedding(DYNAMIC, 8)
     for position in range(40):
-        np.testing.assert_array_equal(by_token.rotation(position, 1).sin[0], whole.sin[position])
+        np.testing.assert_array_equal(tables(by_token, position, 1).sin[0], whole.sin[position])
     own = inverse_frequencies(DYNAMIC, 8, 31)[0]
     np.testing.assert_allclose(whole.cos[30, 0, 0], np.cos(30 * own.astype(np.float64)), atol=1e-6)
 
@@ -89,8 +99,8 @@ def test_rotation_turns_pairs_half_a_head_apart(n, partial):
     expected = x.astype(np.float64)
     for t in range(n):
         expected[t, :, :rotary] = reference_forward._rotate(expected[t, :, :rotary], 300 + t, RopeConfig())
-    rope = RotaryEmbedding(RopeConfig(partial_rotary_factor=partial), 24)
-    rope.rotate(x, rope.rotation(300, n), np.empty_like(x))
+    rope = RotaryEmbedding(RopeConfig(partial_rotary_factor=partial), 24, heads=3)
+    rotate(rope, x, 300)
     # An angle of 300 radians in float32 is off by up to 300 * 2^-24.
     np.testing.assert_allclose(x, expected, atol=4 * 340 * 2**-24)
 
@@ -102,15 +112,15 @@ def test_scale(n, partial):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((n, 3, 24), np.float32)
     scaled, config = x.copy(), RopeConfig(partial_rotary_factor=partial)
-    plain, other = RotaryEmbedding(config, 24), RotaryEmbedding(config, 24, heads=3, scale=0.25)
-    plain.rotate(x, plain.rotation(7, n), np.empty_like(x))
-    other.rotate(scaled, other.rotation(7, n), np.empty_like(x))
+    plain, other = RotaryEmbedding(config, 24, heads=3), RotaryEmbedding(config, 24, heads=3, scale=0.25)
+    rotate(plain, x, 7)
+    rotate(other, scaled, 7)
     np.testing.assert_allclose(scaled, x / 4, rtol=1e-6, atol=1e-7)
 
 
 def test_tables_grow_without_changing():
     rope = RotaryEmbedding(LLAMA3_1B, 64)
-    early = rope.rotation(5, 2).cos.copy()
-    fresh = RotaryEmbedding(LLAMA3_1B, 64).rotation(0, 5000)
-    np.testing.assert_array_equal(rope.rotation(4990, 10).cos, fresh.cos[4990:])
-    np.testing.assert_array_equal(rope.rotation(5, 2).cos, early)
+    early = tables(rope, 5, 2).cos
+    fresh = tables(RotaryEmbedding(LLAMA3_1B, 64), 0, 5000)
+    np.testing.assert_array_equal(tables(rope, 4990, 10).cos, fresh.cos[4990:])
+    np.testing.assert_array_equal(tables(rope, 5, 2).cos, early)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -38,51 +40,79 @@ class Attention:
         part = value_part(self._head_dim)
         self._parts = (self._head_dim // part, part)
         self._local = threading.local()
-        self._token = _Token(1, self._kv_heads, self._group, self._parts)
 
-    def __call__(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
-        """q, out: float32 (n, heads, head_dim) of the tokens from `position` on, which are in the cache."""
-        if len(q) == 1:
-            self._one_token(q, cache, position, out)
-        else:
-            self._chunk(q, cache, position, out)
+    def bind(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> Callable[[LayerCache], None]:
+        """Returns a function that reads q and writes out, float32 (n, heads, head_dim), of the tokens from
+        `position` on.
 
-    def _one_token(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
+        It takes the cache of any layer, of the same size as `cache`, which has these tokens by then.
+        """
+        return (self._bind_token if len(q) == 1 else self._bind_chunk)(q, cache, position, out)
+
+    def _bind_token(
+        self, q: Floats, cache: LayerCache, position: int, out: Floats
+    ) -> Callable[[LayerCache], None]:
         end = position + 1
         begin = 0 if self._window is None else max(end - self._window, 0)
-        q = q.reshape(self._kv_heads, self._group, self._head_dim)
         first, last = begin // TILE, -(-end // TILE)
-        portions = min(self._portions(end - begin, cache.portion), last - first)
-        token = self._token
-        if len(token.total) != portions:
-            token = self._token = _Token(portions, self._kv_heads, self._group, self._parts)
-        if portions == 1:
-            self._look(q, cache, begin, end, token, 0)
-        else:
-            edges = [(first + (last - first) * i // portions) * TILE for i in range(portions + 1)]
-            spans = [(max(a, begin), min(b, end)) for a, b in pairwise(edges)]
-            parallel.for_each(lambda i: self._look(q, cache, *spans[i], token, i), range(portions))
-            token.merge()
-        parts = out.reshape(self._kv_heads, self._group, *self._parts).transpose(0, 2, 1, 3)
-        np.divide(token.sum[0], token.total[0][:, None], out=parts)
+        n = min(self._portions(end - begin, cache.portion), last - first)
+        edges = [(first + (last - first) * i // n) * TILE for i in range(n + 1)]
+        spans = [(max(a, begin), min(b, end)) for a, b in pairwise(edges)]
+        q = q.reshape(self._kv_heads, self._group, self._head_dim)
+        heads = out.reshape(q.shape)
+        by_part = heads.reshape(*heads.shape[:2], *self._parts).transpose(0, 2, 1, 3)
+        if n == 1:
+            highest, total = np.empty((2, *heads.shape[:2], 1), np.float32)
+            look = self._bind_look(q, cache, spans[0], highest, total, by_part)
+
+            def attend(cache: LayerCache) -> None:
+                look(cache)
+                np.divide(heads, total, heads)
+
+            return attend
+        portions = _Portions(n, by_part)
+        looks = [self._bind_look(q, cache, spans[i], *portions.part(i)) for i in range(n)]
+
+        def attend_in_portions(cache: LayerCache) -> None:
+            parallel.for_each(lambda look: look(cache), looks)
+            np.divide(heads, portions.merged(by_part), heads)
+
+        return attend_in_portions
 
     def _portions(self, n_positions: int, portion: int) -> int:
         """Into how many portions of at most so many elements one token's positions are split: a power of two."""
         n = -(-2 * self._kv_heads * self._head_dim * n_positions // portion)
         return int(min(1 << (n - 1).bit_length(), _MOST_PORTIONS))
 
-    def _look(self, q: Floats, cache: LayerCache, begin: int, end: int, token: _Token, i: int) -> None:
-        """Portion i of one token's attention: the positions begin .. end - 1."""
+    def _bind_look(
+        self,
+        q: Floats,
+        cache: LayerCache,
+        span: tuple[int, int],
+        highest: Floats,
+        total: Floats,
+        sums: Floats,
+    ) -> Callable[[LayerCache], None]:
+        """One portion of one token's attention: sums = sum of exp(score - highest) v, over span's positions."""
+        begin, end = span
         first, last = begin // TILE, -(-end // TILE)
         # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
         width = TILE if last - first > 1 else -(-(end - first * TILE) // _LINE) * _LINE
-        work = self._work(self._kv_heads, self._group, (last - first) * width)
-        cache.scores(q, slice(None), first * TILE, work.scores)
-        seen = work.scores[:, :, begin - first * TILE : end - first * TILE]
-        _exponentials(seen, token.highest[i], token.total[i])
-        cache.weighted_sum(seen, slice(None), begin, token.sum[i])
+        scores = np.empty((*q.shape[:2], (last - first) * width), np.float32)
+        seen = scores[:, :, begin - first * TILE : end - first * TILE]
+        multiply = cache.bind_scores(q, slice(None), first * TILE, scores)
+        weighted_sum = cache.bind_weighted_sum(seen, slice(None), begin, sums)
 
-    def _chunk(self, q: Floats, cache: LayerCache, position: int, out: Floats) -> None:
+        def look(cache: LayerCache) -> None:
+            multiply(cache)
+            _exponentials(seen, highest, total)
+            weighted_sum(cache)
+
+        return look
+
+    def _bind_chunk(
+        self, q: Floats, cache: LayerCache, position: int, out: Floats
+    ) -> Callable[[LayerCache], None]:
         n = len(q)
         grouped = (n, self._kv_heads, self._group, self._head_dim)
         q, out = q.reshape(grouped), out.reshape(grouped)
@@ -90,18 +120,18 @@ class Attention:
         blocks = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
         masks = {begin: self._mask(position, begin, end) for begin, end in blocks}
 
-        def portion(item: tuple[tuple[int, int], int]) -> None:
+        def portion(cache: LayerCache, item: tuple[tuple[int, int], int]) -> None:
             (begin, end), head = item
             heads, queries = slice(head, head + 1), end - begin
             first, length, mask = masks[begin]
             work = self._work(1, queries * self._group, length - first * TILE)
             by_query = (1, queries, self._group, -1)
             work.q.reshape(by_query)[...] = q[begin:end, heads].transpose(1, 0, 2, 3)
-            cache.scores(work.q, heads, first * TILE, work.scores)
+            cache.bind_scores(work.q, heads, first * TILE, work.scores)(cache)
             seen = work.scores
             seen.reshape(by_query)[..., -mask.shape[1] :] += mask[:, None]
             _exponentials(seen, work.highest, work.total)
-            cache.weighted_sum(seen, heads, first * TILE, work.sum)
+            cache.bind_weighted_sum(seen, heads, first * TILE, work.sum)(cache)
             parts = out[begin:end, heads].reshape(queries, 1, self._group, *self._parts)
             np.divide(
                 work.sum.reshape(1, self._parts[0], queries, self._group, -1).transpose(2, 0, 3, 1, 4),
@@ -111,7 +141,7 @@ class Attention:
 
         # The longest first, so that no thread is left with one at the end.
         items = [(block, head) for block in reversed(blocks) for head in range(self._kv_heads)]
-        parallel.for_each(portion, items)
+        return lambda cache: parallel.for_each(partial(portion, cache), items)
 
     def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
         """(first tile, length, mask) of the queries begin .. end - 1 of a chunk that starts at `position`.
@@ -142,25 +172,33 @@ class Attention:
 
 def _exponentials(scores: Floats, highest: Floats, total: Floats) -> None:
     """scores = exp(scores - highest of the row), in place; scores: (heads, rows, n), others (heads, rows, 1)."""
-    np.maximum.reduce(scores, axis=2, keepdims=True, out=highest)
-    np.subtract(scores, highest, out=scores)
-    np.exp(scores, out=scores)
-    np.add.reduce(scores, axis=2, keepdims=True, out=total)
+    np.maximum.reduce(scores, 2, None, highest, keepdims=True)
+    np.subtract(scores, highest, scores)
+    np.exp(scores, scores)
+    np.add.reduce(scores, 2, None, total, keepdims=True)
 
 
-class _Token:
+class _Portions:
     """Parts of one token's attention, one per portion of positions: sum is of exp(score - highest) v."""
 
-    def __init__(self, portions: int, kv_heads: int, group: int, parts: tuple[int, int]) -> None:
-        self.highest, self.total = np.empty((2, portions, kv_heads, group, 1), np.float32)
-        self.sum = np.empty((portions, kv_heads, parts[0], group, parts[1]), np.float32)
+    def __init__(self, n: int, sums: Floats) -> None:
+        """sums: as each portion has them, (kv_heads, parts, group, columns of a part)."""
+        kv_heads, _, group, _ = sums.shape
+        self._highest, self._total = np.empty((2, n, kv_heads, group, 1), np.float32)
+        self._sum = np.empty((n, *sums.shape), np.float32)
 
-    def merge(self) -> None:
-        """Portion 0 becomes the whole: each is weighted by exp(its highest - highest of all)."""
-        weights = np.exp(self.highest - self.highest.max(axis=0))
-        np.multiply(self.total, weights, out=self.total)
-        np.multiply(self.sum, weights[:, :, None], out=self.sum)
-        self.total[0], self.sum[0] = self.total.sum(axis=0), self.sum.sum(axis=0)
+    def part(self, i: int) -> tuple[Floats, Floats, Floats]:
+        """highest, total and sum of portion i."""
+        return self._highest[i], self._total[i], self._sum[i]
+
+    def merged(self, out: Floats) -> Floats:
+        """out = the whole sum; returns its total. Each is weighted by exp(its highest - highest of all)."""
+        weights = np.exp(self._highest - self._highest.max(axis=0))
+        np.multiply(self._total, weights, out=self._total)
+        np.multiply(self._sum, weights[:, :, None], out=self._sum)
+        self._sum.sum(axis=0, out=out)
+        total: Floats = self._total.sum(axis=0)
+        return total
 
 
 class _Work:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from tmac_llm.model.norm import RMSNorm
 from tmac_llm.model.rope import RotaryEmbedding, Rotation
 
 Floats = npt.NDArray[np.float32]
+Operation = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,17 @@ class Layer:
     post_attention_norm: RMSNorm
     gate_up_proj: Linear
     down_proj: Linear
-    q_norm: RMSNorm | None = None  # Qwen3: over head_dim, before the rotation
-    k_norm: RMSNorm | None = None
+    qk_norm: RMSNorm | None = None  # Qwen3: over head_dim of all heads of q and k, before the rotation
     attn_sub_norm: RMSNorm | None = None  # BitNet: before o_proj
     ffn_sub_norm: RMSNorm | None = None  # BitNet: before down_proj
 
 
 class Decoder:
-    """A decoder. Weights are read only; scratch arrays make it usable by one thread at a time."""
+    """A decoder. Weights are read only; scratch arrays make it usable by one thread at a time.
+
+    Every part is bound to these arrays before the first pass: a call between two linears costs little more than
+    numpy itself. What depends on the position is bound once per pass, for all layers.
+    """
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class Decoder:
         self._rope = RotaryEmbedding(config.rope, config.head_dim, heads, scale=config.head_dim**-0.25)
         self._attention = Attention(config)  # grouped heads; a sliding window for Mistral
         self._activation = GatedActivation(config.hidden_act)  # silu, or relu2 for BitNet
-        self._scratch = {1: _Scratch(config, 1)}
+        self._passes: dict[int, _Pass] = {}
 
     def forward(
         self,
@@ -76,58 +81,91 @@ class Decoder:
         """
         n = len(token_ids)
         cache.reserve(n)
-        s = self._scratch_for(n)
-        rotation = self._rope.rotation(cache.length, n)
+        bound = self._bound(n)
+        s = bound.scratch
+        self._rope.fill(s.rotation, cache.length)
+        append = cache.bind_append(s.k, s.v)
+        attend = self._attention.bind(s.q, cache.layers[0], cache.length, s.heads)
         self._embed_tokens(token_ids, s.x)
-        for i, layer in enumerate(self._layers):
+        for (before, after), layer_cache in zip(bound.layers, cache.layers, strict=True):
             if observe:
                 observe(s.x)
-            self._attend(layer, i, s, rotation, cache)
-            self._feed_forward(layer, s)
+            for operation in before:
+                operation()
+            append(layer_cache)
+            attend(layer_cache)
+            for operation in after:
+                operation()
         if observe:
             observe(s.x)
         cache.advance(n)
         if logits == "none":
             return None
-        x, h, out = (s.x, s.h, None) if logits == "all" else (s.last_x, s.last_h, s.logits)
-        self._norm(x, h)
-        return self._lm_head(h, out)
+        if logits == "all":
+            self._norm.bind(s.x, s.h)()
+            return self._lm_head(s.h)
+        for operation in bound.head:
+            operation()
+        return s.logits
 
-    def _attend(self, layer: Layer, i: int, s: _Scratch, rotation: Rotation, cache: KVCache) -> None:
-        """x += o_proj(attention(rotated q, k, v of norm(x)))."""
-        layer.input_norm(s.x, s.h)
-        layer.qkv_proj(s.h, s.qkv)
-        if layer.q_norm and layer.k_norm:
-            layer.q_norm(s.q, s.q)
-            layer.k_norm(s.k, s.k)
-        self._rope.rotate(s.qk, rotation, s.rotated)
-        self._attention(s.q, cache.append(i, s.k, s.v), cache.length, s.heads)
-        if layer.attn_sub_norm:
-            layer.attn_sub_norm(s.attended, s.attended)
-        layer.o_proj(s.attended, s.h)
-        np.add(s.x, s.h, out=s.x)
+    def _bound(self, n: int) -> _Pass:
+        """The operations of passes over n tokens: those of one token stay, of others the latest."""
+        if n not in self._passes:
+            for other in self._passes.keys() - {1}:
+                del self._passes[other]
+            s = _Scratch(self.config, n, self._rope.rotation(n))
+            # The same for all layers: fewer objects come back into the caches after each linear.
+            rotate = self._rope.bind(s.qk, s.rotation, s.rotated)
+            activate = self._activation.bind(s.gate, s.up, s.inner)
+            layers = [
+                (_before_attention(layer, s, rotate), _after_attention(layer, s, activate))
+                for layer in self._layers
+            ]
+            head: list[Operation] = [
+                self._norm.bind(s.last_x, s.last_h),
+                self._lm_head.bind(s.last_h, s.logits),
+            ]
+            self._passes[n] = _Pass(s, layers, head)
+        return self._passes[n]
 
-    def _feed_forward(self, layer: Layer, s: _Scratch) -> None:
-        """x += down_proj(act(gate) * up), gate and up of norm(x)."""
-        layer.post_attention_norm(s.x, s.h)
-        layer.gate_up_proj(s.h, s.gate_up)
-        self._activation(s.gate, s.up, s.inner)
-        if layer.ffn_sub_norm:
-            layer.ffn_sub_norm(s.inner, s.inner)
-        layer.down_proj(s.inner, s.h)
-        np.add(s.x, s.h, out=s.x)
 
-    def _scratch_for(self, n: int) -> _Scratch:
-        """Arrays for passes of n tokens: those of one token stay, of others the latest."""
-        if n not in self._scratch:
-            self._scratch = {1: self._scratch[1], n: _Scratch(self.config, n)}
-        return self._scratch[n]
+def _before_attention(layer: Layer, s: _Scratch, rotate: Operation) -> list[Operation]:
+    """Rotated q, k, v of norm(x)."""
+    operations: list[Operation] = [layer.input_norm.bind(s.x, s.h), layer.qkv_proj.bind(s.h, s.qkv)]
+    if layer.qk_norm:
+        operations.append(layer.qk_norm.bind(s.qk, s.qk))
+    return [*operations, rotate]
+
+
+def _after_attention(layer: Layer, s: _Scratch, activate: Operation) -> list[Operation]:
+    """x += o_proj(attended); x += down_proj(act(gate) * up), gate and up of norm(x)."""
+    operations: list[Operation] = []
+    if layer.attn_sub_norm:
+        operations.append(layer.attn_sub_norm.bind(s.attended, s.attended))
+    operations += [layer.o_proj.bind(s.attended, s.h), s.add_h_to_x]
+    operations += [
+        layer.post_attention_norm.bind(s.x, s.h),
+        layer.gate_up_proj.bind(s.h, s.gate_up),
+        activate,
+    ]
+    if layer.ffn_sub_norm:
+        operations.append(layer.ffn_sub_norm.bind(s.inner, s.inner))
+    return [*operations, layer.down_proj.bind(s.inner, s.h), s.add_h_to_x]
+
+
+class _Pass(NamedTuple):
+    """What a pass over n tokens calls, bound to its arrays once. Holds no decoder and no cache: no memory outlives
+    its last user."""
+
+    scratch: _Scratch
+    layers: list[tuple[list[Operation], list[Operation]]]  # before and after attention
+    head: list[Operation]  # logits of the last token
 
 
 class _Scratch:
     """The float32 arrays of a pass over n tokens; the indented names are views of those above them."""
 
-    def __init__(self, config: ModelConfig, n: int) -> None:
+    def __init__(self, config: ModelConfig, n: int, rotation: Rotation) -> None:
         heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
         self.x = np.empty((n, hidden), np.float32)  # the residual stream
@@ -145,3 +183,6 @@ class _Scratch:
         self.gate, self.up = np.split(self.gate_up, 2, axis=1)
         self.inner = np.empty((n, inner), np.float32)
         self.logits = np.empty((1, config.vocab_size), np.float32)
+        self.rotation = rotation  # of the positions of these tokens
+        x, h = self.x.reshape(-1), self.h.reshape(-1)  # numpy is fastest with one axis
+        self.add_h_to_x = partial(np.add, x, h, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +24,8 @@ class KVCache:
 
     cache_type: "f32", or "int8" for a quarter of the memory (layer_cache.py); UsageError for anything else.
     A pass over n tokens: reserve(n), append(layer, ...) for every layer, advance(n).
+
+    layers: what each layer keeps.
     """
 
     def __init__(self, config: ModelConfig, max_length: int, cache_type: CacheType = "f32") -> None:
@@ -32,14 +35,14 @@ class KVCache:
         self.max_length = max_length
         self._tiles = 0
         kind = FloatLayerCache if cache_type == "f32" else Int8LayerCache
-        self._layers: list[LayerCache] = [
+        self.layers: list[LayerCache] = [
             kind(config.num_key_value_heads, config.head_dim) for _ in range(config.num_hidden_layers)
         ]
 
     @property
     def n_bytes(self) -> int:
         """Bytes allocated."""
-        return sum(layer.n_bytes for layer in self._layers)
+        return sum(layer.n_bytes for layer in self.layers)
 
     def reserve(self, n: int) -> None:
         """Make room for n more tokens. Raises ContextLengthError beyond max_length."""
@@ -53,19 +56,18 @@ class KVCache:
         if needed > self._tiles:
             most = -(-self.max_length // TILE)
             tiles = min(max(needed, 2 * self._tiles, _FIRST_TILES), most)
-            for layer in self._layers:  # one by one: little is held twice
+            for layer in self.layers:  # one by one: little is held twice
                 layer.grow(tiles)
             self._tiles = tiles
 
-    def layer(self, layer: int) -> LayerCache:
-        """What one layer keeps."""
-        return self._layers[layer]
-
     def append(self, layer: int, k: Floats, v: Floats) -> LayerCache:
         """Store rotated keys and values, float32 (n, kv_heads, head_dim), behind `length`, which stays."""
-        cache = self._layers[layer]
-        cache.write(self.length, k, v)
-        return cache
+        self.bind_append(k, v)(self.layers[layer])
+        return self.layers[layer]
+
+    def bind_append(self, k: Floats, v: Floats) -> Callable[[LayerCache], None]:
+        """`append` for all layers: a function of any of `layers`, for as long as `length` stays."""
+        return self.layers[0].bind_write(self.length, k, v)
 
     def advance(self, n: int) -> None:
         """The n tokens after `length`, appended in every layer, belong to the sequence."""

@@ -11,7 +11,8 @@ up to 64 columns, each one forward stream over the positions. Both are several t
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,12 @@ Bytes = npt.NDArray[np.uint8]
 
 TILE = 64
 # int8: code 128 is 0, codes are 1 .. 255. numpy raises uint8 to float32 at twice the speed of int8.
-_ZERO = np.float32(128)
-_LARGEST = 127
+_ZERO = np.array(128, np.float32)
+_HALF_UP = np.array(128.5, np.float32)
+_STEP = np.array(1 / 127, np.float32)
 # Codes raised at once: about what the level 2 cache holds as float32.
 _BLOCK = 1 << 18
-_TINY = np.float32(1e-30)
+_TINY = np.array(1e-30, np.float32)
 
 
 def value_part(head_dim: int) -> int:
@@ -35,7 +37,11 @@ def value_part(head_dim: int) -> int:
 
 
 class LayerCache(Protocol):
-    """The cache of one layer. Positions beyond those written hold zeros or stale values, always finite."""
+    """The cache of one layer. Positions beyond those written hold zeros or stale values, always finite.
+
+    What is written and the products are bound to arrays and positions first: `bind_...` returns a function of the
+    cache, which may be that of any layer of the same size, and reads and writes the arrays as they are then.
+    """
 
     portion: int
     """Elements that one thread reads for one token: less is not worth another thread."""
@@ -49,21 +55,21 @@ class LayerCache(Protocol):
         """Make room for `tiles` tiles of positions, keeping what is there."""
         ...
 
-    def write(self, position: int, k: Floats, v: Floats) -> None:
+    def bind_write(self, position: int, k: Floats, v: Floats) -> Callable[[Self], None]:
         """Keys and values, float32 (n, kv_heads, head_dim), of the positions from `position` on."""
         ...
 
-    def scores(self, q: Floats, heads: slice, begin: int, out: Floats) -> None:
+    def bind_scores(self, q: Floats, heads: slice, begin: int, out: Floats) -> Callable[[Self], None]:
         """out = q k^T over the n positions from `begin`, a multiple of TILE, on; n: one too, or less than TILE.
 
         q: float32 (heads, rows, head_dim). out: (heads, rows, n), contiguous.
         """
         ...
 
-    def weighted_sum(self, p: Floats, heads: slice, begin: int, out: Floats) -> None:
-        """out = p v over the positions from `begin` on; p may be overwritten.
+    def bind_weighted_sum(self, p: Floats, heads: slice, begin: int, out: Floats) -> Callable[[Self], None]:
+        """out = p v over the n positions from `begin` on; p may be overwritten.
 
-        p: float32 (heads, rows, n). out: (heads, parts, rows, head_dim / parts).
+        p: float32 (heads, rows, n). out: (heads, parts, rows, head_dim / parts), contiguous in the last axis.
         """
         ...
 
@@ -87,13 +93,29 @@ class FloatLayerCache:
         self.keys = _grown(self.keys, 1, tiles)
         self.values = _grown(self.values, 2, tiles * TILE)
 
-    def write(self, position: int, k: Floats, v: Floats) -> None:
+    def bind_write(self, position: int, k: Floats, v: Floats) -> Callable[[FloatLayerCache], None]:
         tile, at = divmod(position, TILE)
+        v = v.reshape(-1, *self._split)
         if len(k) == 1:
-            self.keys[:, tile, :, at] = k[0]
-        else:
-            self._write_keys(tile, at, k)
-        _write_values(self.values, position, v.reshape(-1, *self._split))
+            return self._bind_write_one((slice(None), tile, slice(None), at), position, k[0], v[0])
+
+        def write(cache: FloatLayerCache) -> None:
+            cache._write_keys(tile, at, k)
+            _write_values(cache.values, position, v)
+
+        return write
+
+    @staticmethod
+    def _bind_write_one(
+        key: tuple[Any, ...], position: int, k: Floats, v: Floats
+    ) -> Callable[[FloatLayerCache], None]:
+        value = (slice(None), slice(None), position)
+
+        def write(cache: FloatLayerCache) -> None:
+            cache.keys[key] = k
+            cache.values[value] = v
+
+        return write
 
     def _write_keys(self, tile: int, at: int, k: Floats) -> None:
         done = 0
@@ -102,16 +124,32 @@ class FloatLayerCache:
             self.keys[:, tile, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
             done, tile, at = done + count, tile + 1, 0
 
-    def scores(self, q: Floats, heads: slice, begin: int, out: Floats) -> None:
+    def bind_scores(
+        self, q: Floats, heads: slice, begin: int, out: Floats
+    ) -> Callable[[FloatLayerCache], None]:
         n_heads, rows, n = out.shape
         width = min(n, TILE)
         first, tiles = begin // TILE, n // width
         # BLAS writes one tile of all rows with a stride, no copy is made.
         by_tile = out.reshape(n_heads, rows, tiles, width).transpose(0, 2, 1, 3)
-        np.matmul(q[:, None], self.keys[heads, first : first + tiles, :, :width], out=by_tile)
+        keys = (heads, slice(first, first + tiles), slice(None), slice(width))
+        per_tile, matmul = q[:, None], np.matmul
 
-    def weighted_sum(self, p: Floats, heads: slice, begin: int, out: Floats) -> None:
-        np.matmul(p[:, None], self.values[heads, :, begin : begin + p.shape[2]], out=out)
+        def scores(cache: FloatLayerCache) -> None:
+            matmul(per_tile, cache.keys[keys], by_tile)
+
+        return scores
+
+    def bind_weighted_sum(
+        self, p: Floats, heads: slice, begin: int, out: Floats
+    ) -> Callable[[FloatLayerCache], None]:
+        values = (heads, slice(None), slice(begin, begin + p.shape[2]))
+        per_part, matmul = p[:, None], np.matmul
+
+        def weighted_sum(cache: FloatLayerCache) -> None:
+            matmul(per_part, cache.values[values], out)
+
+        return weighted_sum
 
 
 class Int8LayerCache:
@@ -141,37 +179,59 @@ class Int8LayerCache:
         self.key_scales = _grown(self.key_scales, 1, tiles * TILE)
         self.value_scales = _grown(self.value_scales, 1, tiles * TILE)
 
-    def write(self, position: int, k: Floats, v: Floats) -> None:
-        end = position + len(k)
-        codes, scales = quantize(k)
-        self.keys[:, :, position:end] = codes.transpose(1, 2, 0)
-        self.key_scales[:, position:end] = scales.T
-        codes, scales = quantize(v)
-        _write_values(self.values, position, codes.reshape(-1, *self._split))
-        self.value_scales[:, position:end] = scales.T
+    def bind_write(self, position: int, k: Floats, v: Floats) -> Callable[[Int8LayerCache], None]:
+        span, heads, split = slice(position, position + len(k)), k.shape[1], self._split
 
-    def scores(self, q: Floats, heads: slice, begin: int, out: Floats) -> None:
-        end = begin + out.shape[2]
-        keys = self.keys[heads, :, begin:end]
-        for some in _blocks(keys):
-            np.matmul(q[some], _raised(keys[some]), out=out[some])
-        np.subtract(out, _ZERO * q.sum(axis=2, keepdims=True), out=out)
-        np.multiply(out, self.key_scales[heads, None, begin:end], out=out)
+        def write(cache: Int8LayerCache) -> None:
+            codes, scales = quantize(np.concatenate((k, v), axis=1))
+            cache.keys[:, :, span] = codes[:, :heads].transpose(1, 2, 0)
+            cache.key_scales[:, span] = scales[:, :heads].T
+            _write_values(cache.values, position, codes[:, heads:].reshape(-1, *split))
+            cache.value_scales[:, span] = scales[:, heads:].T
 
-    def weighted_sum(self, p: Floats, heads: slice, begin: int, out: Floats) -> None:
-        end = begin + p.shape[2]
-        np.multiply(p, self.value_scales[heads, None, begin:end], out=p)
-        values = self.values[heads, :, begin:end]
-        for some in _blocks(values):
-            np.matmul(p[some, None], _raised(values[some]), out=out[some])
-        np.subtract(out, _ZERO * p.sum(axis=2)[:, None, :, None], out=out)
+        return write
+
+    def bind_scores(
+        self, q: Floats, heads: slice, begin: int, out: Floats
+    ) -> Callable[[Int8LayerCache], None]:
+        span = slice(begin, begin + out.shape[2])
+        keys, scales = (heads, slice(None), span), (heads, None, span)
+        blocks = _blocks(len(out), q.shape[2] * out.shape[2])
+        products = [(some, q[some], out[some]) for some in blocks]
+
+        def scores(cache: Int8LayerCache) -> None:
+            codes = cache.keys[keys]
+            for some, q_some, out_some in products:
+                np.matmul(q_some, _raised(codes[some]), out_some)
+            np.subtract(out, _ZERO * np.add.reduce(q, 2, keepdims=True), out)
+            np.multiply(out, cache.key_scales[scales], out)
+
+        return scores
+
+    def bind_weighted_sum(
+        self, p: Floats, heads: slice, begin: int, out: Floats
+    ) -> Callable[[Int8LayerCache], None]:
+        span = slice(begin, begin + p.shape[2])
+        values, scales = (heads, slice(None), span), (heads, None, span)
+        blocks = _blocks(len(out), out.shape[1] * out.shape[3] * p.shape[2])
+        products = [(some, p[some, None], out[some]) for some in blocks]
+
+        def weighted_sum(cache: Int8LayerCache) -> None:
+            np.multiply(p, cache.value_scales[scales], p)
+            codes = cache.values[values]
+            for some, p_some, out_some in products:
+                np.matmul(p_some, _raised(codes[some]), out_some)
+            np.subtract(out, _ZERO * np.add.reduce(p, 2)[:, None, :, None], out)
+
+        return weighted_sum
 
 
 def quantize(x: Floats) -> tuple[Bytes, Floats]:
     """Codes, uint8 of x's shape (n, heads, head_dim), and scales, float32 (n, heads)."""
-    scales = np.abs(x).max(axis=2) * np.float32(1 / _LARGEST)
+    scales = np.maximum.reduce(np.abs(x), 2)
+    scales *= _STEP
     codes = x / np.maximum(scales, _TINY)[..., None]
-    codes += _ZERO + np.float32(0.5)
+    codes += _HALF_UP
     return codes.astype(np.uint8), scales
 
 
@@ -179,10 +239,10 @@ def _write_values(values: npt.NDArray[Any], position: int, v: npt.NDArray[Any]) 
     values[:, :, position : position + len(v)] = v.transpose(1, 2, 0, 3)
 
 
-def _blocks(codes: Bytes) -> list[slice]:
-    """The heads to raise together."""
-    step = max(_BLOCK * len(codes) // codes.size, 1)
-    return [slice(begin, begin + step) for begin in range(0, len(codes), step)]
+def _blocks(heads: int, size: int) -> list[slice]:
+    """The heads, of so many codes each, to raise together."""
+    step = max(_BLOCK // size, 1)
+    return [slice(begin, begin + step) for begin in range(0, heads, step)]
 
 
 _local = threading.local()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,22 +19,32 @@ Floats = npt.NDArray[np.float32]
 _DENSE_PORTION = 1 << 20
 
 
-class Linear(Protocol):
+class Linear(ABC):
     """y = x W^T + bias for W of m rows and k columns."""
 
     m: int
     k: int
 
+    @abstractmethod
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        """Returns a function that reads x, float32 (n, k), and writes out, float32 (n, m); rows may lie apart.
+
+        Everything is checked and made here, as kernels.Matrix.bind does, so that calls cost little. Raises
+        KernelError for wrong arrays; so does the call for NaN or infinity in x.
+        """
+
     def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        """out, float32 (n, m), from x, float32 (n, k); rows may lie apart. Returns out."""
-        ...
+        """`bind` and one call; returns out, or a new array."""
+        if out is None:
+            out = np.empty((len(x), self.m), np.float32)
+        self.bind(x, out)()
+        return out
 
 
-class LutLinear:
+class LutLinear(Linear):
     """A packed matrix, multiplied by table lookup.
 
     tables: "exact" is BitNet's integer recipe with int8 activations per token; "int8" rounds table entries.
-    The call on the same two arrays as the last time, as in decoding, costs no checks.
     """
 
     def __init__(self, matrix: Matrix, bias: Floats | None = None, tables: Tables = "int8") -> None:
@@ -41,23 +52,20 @@ class LutLinear:
         self._matrix = matrix
         self._bias = bias
         self._tables: Tables = tables
-        self._x: Floats | None = None
-        self._out: Floats | None = None
-        self._multiply: Callable[[], None] = lambda: None
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        if out is None:
-            out = np.empty((len(x), self.m), np.float32)
-        if x is not self._x or out is not self._out:
-            self._multiply = self._matrix.bind(x, out, self._tables)
-            self._x, self._out = x, out
-        self._multiply()
-        if self._bias is not None:
-            np.add(out, self._bias, out=out)
-        return out
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        multiply, bias, add = self._matrix.bind(x, out, self._tables), self._bias, np.add
+        if bias is None:
+            return multiply
+
+        def linear() -> None:
+            multiply()
+            add(out, bias, out)
+
+        return linear
 
 
-class DenseLinear:
+class DenseLinear(Linear):
     """Float32 weights multiplied by BLAS; weights of another type are converted once.
 
     weight: (m, k) of float32, float16 or bfloat16. int8_activations: x is rounded to int8 per token first.
@@ -73,46 +81,46 @@ class DenseLinear:
         step = max(_DENSE_PORTION // self.k, 64)
         self._portions = [slice(begin, min(begin + step, self.m)) for begin in range(0, self.m, step)]
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        if out is None:
-            out = np.empty((len(x), self.m), np.float32)
-        scales = None
-        if self._int8_activations:
-            x, scales = round_to_int8(x)
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        bias, int8_activations = self._bias, self._int8_activations
+        portions = [(self._weight[rows].T, out[:, rows]) for rows in self._portions]
 
-        def portion(rows: slice) -> None:
-            np.matmul(x, self._weight[rows].T, out=out[:, rows])
+        def linear() -> None:
+            rounded, scales = round_to_int8(x) if int8_activations else (x, None)
 
-        parallel.for_each(portion, self._portions)
-        if scales is not None:
-            np.divide(out, scales, out=out)
-        if self._bias is not None:
-            np.add(out, self._bias, out=out)
-        return out
+            def portion(item: tuple[Floats, Floats]) -> None:
+                np.matmul(rounded, item[0], out=item[1])
+
+            parallel.for_each(portion, portions)
+            if scales is not None:
+                np.divide(out, scales, out=out)
+            if bias is not None:
+                np.add(out, bias, out=out)
+
+        return linear
 
 
-class SplitLinear:
+class SplitLinear(Linear):
     """Several linears of the same input, their outputs side by side."""
 
     def __init__(self, parts: Sequence[Linear]) -> None:
         self.m, self.k = sum(part.m for part in parts), parts[0].k
         self._parts = tuple(parts)
-        self._out: Floats | None = None
-        self._slices: list[Floats] = []
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        if out is None:
-            out = np.empty((len(x), self.m), np.float32)
-        if out is not self._out:
-            ends = np.cumsum([part.m for part in self._parts])
-            self._slices = [out[:, end - part.m : end] for part, end in zip(self._parts, ends, strict=True)]
-            self._out = out
-        for part, columns in zip(self._parts, self._slices, strict=True):
-            part(x, columns)
-        return out
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        ends = np.cumsum([part.m for part in self._parts])
+        bound = [
+            part.bind(x, out[:, end - part.m : end]) for part, end in zip(self._parts, ends, strict=True)
+        ]
+
+        def linear() -> None:
+            for part in bound:
+                part()
+
+        return linear
 
 
-class PermutedLinear:
+class PermutedLinear(Linear):
     """A linear whose columns are stored in another order: its column j multiplies input perm[j].
 
     perm: int32 (k,), a permutation.
@@ -121,28 +129,34 @@ class PermutedLinear:
     def __init__(self, linear: Linear, perm: npt.NDArray[np.int32]) -> None:
         self.m, self.k = linear.m, linear.k
         self._linear, self._perm = linear, perm.astype(np.intp)
-        self._x = np.empty((0, self.k), np.float32)
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        if len(self._x) != len(x):
-            self._x = np.empty((len(x), self.k), np.float32)
-        np.take(x, self._perm, axis=1, out=self._x, mode="clip")  # the other modes copy `out`
-        return self._linear(self._x, out)
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        perm, permuted = self._perm, np.empty((len(x), self.k), np.float32)
+        multiply = self._linear.bind(permuted, out)
+
+        def linear() -> None:
+            x.take(perm, 1, permuted, "clip")  # the other modes copy `out`
+            multiply()
+
+        return linear
 
 
-class NormedLinear:
+class NormedLinear(Linear):
     """A linear that normalises its input first, by a norm of its own."""
 
     def __init__(self, norm: RMSNorm, linear: Linear) -> None:
         self.m, self.k = linear.m, linear.k
         self._norm, self._linear = norm, linear
-        self._x = np.empty((0, self.k), np.float32)
 
-    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
-        if len(self._x) != len(x):
-            self._x = np.empty((len(x), self.k), np.float32)
-        self._norm(x, self._x)
-        return self._linear(self._x, out)
+    def bind(self, x: Floats, out: Floats) -> Callable[[], None]:
+        normed = np.empty((len(x), self.k), np.float32)
+        norm, multiply = self._norm.bind(x, normed), self._linear.bind(normed, out)
+
+        def linear() -> None:
+            norm()
+            multiply()
+
+        return linear
 
 
 def round_to_int8(x: Floats) -> tuple[Floats, Floats]:

@@ -6,6 +6,7 @@ Frequencies as transformers derives them for each rope_type. Knows positions, ne
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ _BLOCK = 256  # positions by which the tables grow, at least
 class Rotation(NamedTuple):
     """cos and sin of n positions, times the scale of the embedding; the first half of sin is negative.
 
-    float32 (n, 1, 2, rotary / 2); of one position (1, heads, 2, rotary / 2), which numpy multiplies faster.
+    float32 (n, heads, 2, rotary / 2) for one position, which numpy multiplies faster than (n, 1, 2, rotary / 2).
     """
 
     cos: Floats
@@ -44,28 +45,45 @@ class RotaryEmbedding:
         self._rotary = int(head_dim * rope.partial_rotary_factor)
         self._tables = self._make(0, 0)
 
-    def rotation(self, position: int, n: int) -> Rotation:
-        """The tables of positions position .. position + n - 1."""
+    def rotation(self, n: int) -> Rotation:
+        """Room for the tables of n positions, to `fill`."""
+        shape = (n, self._heads if n == 1 else 1, 2, self._rotary // 2)
+        return Rotation(np.empty(shape, np.float32), np.empty(shape, np.float32))
+
+    def fill(self, rotation: Rotation, position: int) -> None:
+        """Make it the tables of the positions from `position` on."""
+        n = len(rotation.cos)
         end, known = position + n, len(self._tables.cos)
         if end > known:
             more = self._make(known, max(end, known + max(known // 2, _BLOCK)))
             self._tables = Rotation(
                 *(np.concatenate(parts) for parts in zip(self._tables, more, strict=True))
             )
-        cos, sin = self._tables.cos[position:end], self._tables.sin[position:end]
-        if n == 1:
-            cos, sin = cos.repeat(self._heads, axis=1), sin.repeat(self._heads, axis=1)
-        return Rotation(cos, sin)
+        rotation.cos[...] = self._tables.cos[position:end]
+        rotation.sin[...] = self._tables.sin[position:end]
 
-    def rotate(self, x: Floats, rotation: Rotation, scratch: Floats) -> None:
-        """Rotate and scale x, float32 (n, heads, head_dim), in place.
+    def bind(self, x: Floats, rotation: Rotation, scratch: Floats) -> Callable[[], None]:
+        """Returns a function that rotates and scales x, float32 (n, heads, head_dim), in place.
 
-        Element i of a head pairs with i + rotary / 2. scratch: float32 of x's shape.
+        Element i of a head pairs with i + rotary / 2. rotation: of n positions, read at each call.
+        scratch: float32 of x's shape.
         """
-        if len(x) == 1:
-            self._rows(x, *rotation, scratch)
-        else:
-            parallel.over_rows(self._rows, x, *rotation, scratch)
+        if len(x) == 1 and self._rotary == x.shape[2]:
+            return self._bind_one(x[0], rotation, scratch[0])
+        return lambda: parallel.over_rows(self._rows, x, *rotation, scratch)
+
+    def _bind_one(self, x: Floats, rotation: Rotation, scratch: Floats) -> Callable[[], None]:
+        """One token, whole heads."""
+        (cos,), (sin,) = rotation
+        halves, turned = x.reshape(sin.shape), scratch.reshape(sin.shape)
+        swapped, multiply, add = halves[:, ::-1], np.multiply, np.add
+
+        def rotate() -> None:
+            multiply(swapped, sin, turned)
+            multiply(halves, cos, halves)
+            add(halves, turned, halves)
+
+        return rotate
 
     def _rows(self, x: Floats, cos: Floats, sin: Floats, scratch: Floats) -> None:
         n, heads, _ = x.shape
