@@ -100,7 +100,7 @@ class FloatLayerCache:
             return self._bind_write_one((slice(None), tile, slice(None), at), position, k[0], v[0])
 
         def write(cache: FloatLayerCache) -> None:
-            cache._write_keys(tile, at, k)
+            _write_keys(cache.keys, tile, at, k)
             _write_values(cache.values, position, v)
 
         return write
@@ -117,26 +117,14 @@ class FloatLayerCache:
 
         return write
 
-    def _write_keys(self, tile: int, at: int, k: Floats) -> None:
-        done = 0
-        while done < len(k):
-            count = min(TILE - at, len(k) - done)
-            self.keys[:, tile, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
-            done, tile, at = done + count, tile + 1, 0
-
     def bind_scores(
         self, q: Floats, heads: slice, begin: int, out: Floats
     ) -> Callable[[FloatLayerCache], None]:
-        n_heads, rows, n = out.shape
-        width = min(n, TILE)
-        first, tiles = begin // TILE, n // width
-        # BLAS writes one tile of all rows with a stride, no copy is made.
-        by_tile = out.reshape(n_heads, rows, tiles, width).transpose(0, 2, 1, 3)
-        keys = (heads, slice(first, first + tiles), slice(None), slice(width))
+        tiles, by_tile = _tiles(heads, begin, out)
         per_tile, matmul = q[:, None], np.matmul
 
         def scores(cache: FloatLayerCache) -> None:
-            matmul(per_tile, cache.keys[keys], by_tile)
+            matmul(per_tile, cache.keys[tiles], by_tile)
 
         return scores
 
@@ -155,7 +143,7 @@ class FloatLayerCache:
 class Int8LayerCache:
     """int8 with one float32 scale per position and head: x = (code - 128) * scale, scale = max |x| / 127.
 
-    keys (kv_heads, head_dim, tiles * 64), values as above. Codes are raised to float32, some heads at a time.
+    keys and values as above. Codes are raised to float32, some heads at a time.
     Zero point and scales are applied to scores and probabilities: q k^T = (q code^T - 128 sum q) * scale.
     """
 
@@ -164,7 +152,7 @@ class Int8LayerCache:
     def __init__(self, kv_heads: int, head_dim: int) -> None:
         part = value_part(head_dim)
         self._split = (kv_heads, head_dim // part, part)
-        self.keys = np.zeros((kv_heads, head_dim, 0), np.uint8)
+        self.keys = np.zeros((kv_heads, 0, head_dim, TILE), np.uint8)
         self.values = np.zeros((kv_heads, head_dim // part, 0, part), np.uint8)
         self.key_scales = np.zeros((kv_heads, 0), np.float32)
         self.value_scales = np.zeros((kv_heads, 0), np.float32)
@@ -174,17 +162,18 @@ class Int8LayerCache:
         return sum(a.nbytes for a in (self.keys, self.values, self.key_scales, self.value_scales))
 
     def grow(self, tiles: int) -> None:
-        self.keys = _grown(self.keys, 2, tiles * TILE)
+        self.keys = _grown(self.keys, 1, tiles)
         self.values = _grown(self.values, 2, tiles * TILE)
         self.key_scales = _grown(self.key_scales, 1, tiles * TILE)
         self.value_scales = _grown(self.value_scales, 1, tiles * TILE)
 
     def bind_write(self, position: int, k: Floats, v: Floats) -> Callable[[Int8LayerCache], None]:
         span, heads, split = slice(position, position + len(k)), k.shape[1], self._split
+        tile, at = divmod(position, TILE)
 
         def write(cache: Int8LayerCache) -> None:
             codes, scales = quantize(np.concatenate((k, v), axis=1))
-            cache.keys[:, :, span] = codes[:, :heads].transpose(1, 2, 0)
+            _write_keys(cache.keys, tile, at, codes[:, :heads])
             cache.key_scales[:, span] = scales[:, :heads].T
             _write_values(cache.values, position, codes[:, heads:].reshape(-1, *split))
             cache.value_scales[:, span] = scales[:, heads:].T
@@ -194,13 +183,13 @@ class Int8LayerCache:
     def bind_scores(
         self, q: Floats, heads: slice, begin: int, out: Floats
     ) -> Callable[[Int8LayerCache], None]:
-        span = slice(begin, begin + out.shape[2])
-        keys, scales = (heads, slice(None), span), (heads, None, span)
+        tiles, by_tile = _tiles(heads, begin, out)
+        scales = (heads, None, slice(begin, begin + out.shape[2]))
         blocks = _blocks(len(out), q.shape[2] * out.shape[2])
-        products = [(some, q[some], out[some]) for some in blocks]
+        products = [(some, q[some, None], by_tile[some]) for some in blocks]
 
         def scores(cache: Int8LayerCache) -> None:
-            codes = cache.keys[keys]
+            codes = cache.keys[tiles]
             for some, q_some, out_some in products:
                 np.matmul(q_some, _raised(codes[some]), out_some)
             np.subtract(out, _ZERO * np.add.reduce(q, 2, keepdims=True), out)
@@ -233,6 +222,23 @@ def quantize(x: Floats) -> tuple[Bytes, Floats]:
     codes = x / np.maximum(scales, _TINY)[..., None]
     codes += _HALF_UP
     return codes.astype(np.uint8), scales
+
+
+def _tiles(heads: slice, begin: int, out: Floats) -> tuple[tuple[Any, ...], Floats]:
+    """Index of the key tiles from position `begin` on, and the scores out, (heads, rows, n), tile by tile: BLAS
+    writes one tile of all rows with a stride, no copy is made."""
+    n = out.shape[2]
+    width, first = min(n, TILE), begin // TILE
+    index = (heads, slice(first, first + n // width), slice(None), slice(width))
+    return index, out.reshape(*out.shape[:2], n // width, width).transpose(0, 2, 1, 3)
+
+
+def _write_keys(keys: npt.NDArray[Any], tile: int, at: int, k: npt.NDArray[Any]) -> None:
+    done = 0
+    while done < len(k):
+        count = min(TILE - at, len(k) - done)
+        keys[:, tile, :, at : at + count] = k[done : done + count].transpose(1, 2, 0)
+        done, tile, at = done + count, tile + 1, 0
 
 
 def _write_values(values: npt.NDArray[Any], position: int, v: npt.NDArray[Any]) -> None:
