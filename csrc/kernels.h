@@ -25,6 +25,9 @@
 /* Below it 127 / a would overflow; such a segment (activations under 1e-36) gets tables of zeros. */
 #define TMAC_TABLE_AMAX_MIN 0x1p-119f
 
+/* A gemv gets a multiple of so many row blocks where it can: it may read them side by side. */
+enum { GEMV_BLOCKS = 4 };
+
 /* Tables of n tokens, made by lut_build / lut_build_exact. */
 typedef struct {
     int32_t n;               /* tokens */

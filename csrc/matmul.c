@@ -13,7 +13,7 @@ enum {
     MAX_TOKENS = 64,         /* per pass over the weights */
     TOKEN_UNIT = 8,          /* passes are cut at multiples of this */
     PANEL_BYTES = 512 << 10, /* tables that are live at once: half of a usual L2 cache; the default of tmac_tuning */
-    GEMV_CHUNK = 64 << 10,   /* bytes of weights that a thread takes at a time */
+    GEMV_CHUNK = 64 << 10,   /* bytes of weights that a thread takes at a time, at least */
     READ_AHEAD = 512 << 10,  /* bytes of the next matrix that a thread reads while it waits: half of a usual L2 cache */
     READ_AHEAD_STEP = 4096,
     BUILD_COLUMNS = 2048     /* columns x tokens whose tables a thread builds at a time */
@@ -148,9 +148,10 @@ static void sum_totals(const tmac_lut *lut, int32_t n_segments)
 /* Row blocks that a thread takes at a time: enough bytes to stream, few enough to share. */
 static int32_t gemv_grain(const tmac_shape *shape)
 {
-    const int32_t n_blocks = tmac_n_blocks(shape);
-    const int64_t wanted = GEMV_CHUNK / tmac_block_bytes(shape), shared = n_blocks / (2 * tmac_pool_size());
-    return (int32_t)(wanted < 1 || shared < 1 ? 1 : wanted < shared ? wanted : shared);
+    const int32_t shared = tmac_n_blocks(shape) / (2 * tmac_pool_size());
+    const int64_t bytes = tmac_block_bytes(shape) * GEMV_BLOCKS;
+    const int64_t wanted = bytes < GEMV_CHUNK ? GEMV_CHUNK / bytes * GEMV_BLOCKS : GEMV_BLOCKS;
+    return (int32_t)(shared < 1 ? 1 : wanted < shared ? wanted : shared);
 }
 
 /* One pass: at most MAX_TOKENS tokens. K panels are the outer loop, so that the tables of one stay in the L2 cache while

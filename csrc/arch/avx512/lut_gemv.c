@@ -1,8 +1,7 @@
-/* y = W x for one token with AVX-512: the four tiles of a row block side by side, one forward stream of weights.
+/* y = W x for one token with AVX-512: four row blocks side by side, each a forward stream of weights.
  *
  * Tried, and slower from memory: software prefetch at any distance (70-80 % of the read bandwidth instead of 98 %: the
- * hardware's stream prefetch is better left alone), K panels over several row blocks (50-60 %: the stream breaks), and
- * two row blocks at a time with int8 tables (83 %). */
+ * hardware's stream prefetch is better left alone), and K panels over several row blocks (50-60 %: the stream breaks). */
 #include "avx512.h"
 
 /* One step (32 columns) of `blocks` row blocks, block_bytes apart: every plane of both quads for their tiles. */
@@ -37,7 +36,7 @@ INLINE void step_lookup(const uint8_t *step, const int64_t block_bytes, const in
 INLINE void gemv_blocks(const tmac_shape *shape, const uint8_t *at, const tmac_lut *lut, int32_t row, float *y,
                         const int blocks, const int bits, const int exact)
 {
-    enum { MAX_TILES = 2 * TILES_PER_BLOCK };
+    enum { MAX_TILES = GEMV_BLOCKS * TILES_PER_BLOCK };
     const int32_t n_segments = tmac_n_segments(shape), steps = tmac_steps_per_segment(shape);
     const int64_t block_bytes = tmac_block_bytes(shape);
     const int has_zeros = shape->has_zeros, grouped = shape->group_size != 0, tiles = blocks * TILES_PER_BLOCK;
@@ -82,17 +81,23 @@ INLINE void gemv_blocks(const tmac_shape *shape, const uint8_t *at, const tmac_l
     }
 }
 
-/* Exact tables of K = 4096 fill the whole L1 cache: at few bits two row blocks share each load of a table. */
-enum { PAIRED_EXACT_BITS = 2 };
+/* Row blocks side by side share each load of a table, and one thread alone gets a fifth to a third more of 1 to 3 bits out
+ * of memory when it reads four streams: two give less at 2 and 3 bits, eight less at all. Exact tables of K = 4096 fill
+ * the whole L1 cache. */
+INLINE int blocks_at_once(const int bits, const int exact)
+{
+    if (exact) return bits <= 2 ? 2 : 1;
+    return bits <= 4 ? GEMV_BLOCKS : 1;
+}
 
 INLINE void gemv(const tmac_shape *shape, const uint8_t *weights, const tmac_lut *lut, int32_t block_begin,
                  int32_t block_end, float *y, const int bits, const int exact)
 {
     const int64_t block_bytes = tmac_block_bytes(shape);
+    const int blocks = blocks_at_once(bits, exact);
     int32_t block = block_begin;
-    if (exact && bits <= PAIRED_EXACT_BITS)
-        for (; block + 1 < block_end; block += 2)
-            gemv_blocks(shape, weights + block * block_bytes, lut, block * TMAC_ROWS_PER_BLOCK, y, 2, bits, exact);
+    for (; block + blocks <= block_end; block += blocks)
+        gemv_blocks(shape, weights + block * block_bytes, lut, block * TMAC_ROWS_PER_BLOCK, y, blocks, bits, exact);
     for (; block < block_end; block++)
         gemv_blocks(shape, weights + block * block_bytes, lut, block * TMAC_ROWS_PER_BLOCK, y, 1, bits, exact);
 }
