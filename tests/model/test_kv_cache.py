@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cached_keys import key_tiles
+from hypothesis import given
+from hypothesis import strategies as st
 from reference_forward import CONFIG
 
 from tmac_llm.errors import ContextLengthError, UsageError
@@ -14,8 +17,9 @@ from tmac_llm.model.layer_cache import TILE, value_part
 def contents(cache: KVCache, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """keys and values (length, kv_heads, head_dim) of a float32 cache."""
     held = cache.layers[layer]
-    heads, tiles, dim, _ = held.keys.shape
-    k = held.keys.transpose(1, 3, 0, 2).reshape(tiles * TILE, heads, dim)
+    found = key_tiles(held)
+    heads, tiles, dim, _ = found.shape
+    k = found.transpose(1, 3, 0, 2).reshape(tiles * TILE, heads, dim)
     v = held.values.transpose(2, 0, 1, 3).reshape(tiles * TILE, heads, dim)
     return k[: cache.length], v[: cache.length]
 
@@ -59,6 +63,31 @@ def test_truncate_then_append_overwrites():
     np.testing.assert_array_equal(values, np.concatenate([v[1, :40], -v[1, 40:90]]))
 
 
+@given(steps=st.lists(st.integers(-130, 130), min_size=1, max_size=12), seed=st.integers(0, 1000))
+def test_any_order_of_tokens_chunks_and_truncations(steps: list[int], seed: int) -> None:
+    """Positive: a chunk of so many tokens, or as many single ones where odd; negative: so many are forgotten."""
+    rng = np.random.default_rng(seed)
+    cache, wanted = KVCache(CONFIG, 2000), np.empty((0, 2, 24), np.float32)
+    q = rng.standard_normal((2, 3, 24), np.float32)
+    for step in steps:
+        if step <= 0:
+            cache.truncate(max(cache.length + step, 0))
+            wanted = wanted[: cache.length]
+            continue
+        k = rng.standard_normal((step, 2, 24), np.float32)
+        for chunk in np.split(k, step) if step % 2 else [k]:
+            feed(cache, np.stack([chunk, chunk]), np.stack([chunk, chunk]))
+        wanted = np.concatenate([wanted, k])
+        keys, values = contents(cache, 1)
+        np.testing.assert_array_equal(keys, wanted)
+        np.testing.assert_array_equal(values, wanted)
+        if step % 2:
+            begin = rng.integers(0, -(-cache.length // TILE)) * TILE
+            multiply, scores = cache.layers[1].bind_latest_scores(q, begin, cache.length)
+            multiply(cache.layers[1])
+            np.testing.assert_allclose(scores, np.einsum("hrd,nhd->hrn", q, wanted[begin:]), atol=1e-5)
+
+
 def test_growth_is_geometric_and_bounded():
     cache = KVCache(CONFIG, 10_000)
     zeros = np.zeros((1, 2, 24), np.float32)
@@ -75,14 +104,15 @@ def test_growth_is_geometric_and_bounded():
     small = KVCache(CONFIG, 70)
     small.reserve(70)
     assert small.layers[0].keys.shape[1] == 2
-    assert small.n_bytes == 2 * 2 * (2 * 2 * TILE * 24) * 4
+    assert small.n_bytes == 2 * (2 * (2 * 2 * TILE * 24) + 2 * TILE * 24) * 4
 
 
 def test_cache_types():
     small, large = (KVCache(CONFIG, 64, kind) for kind in ("int8", "f32"))
     for cache in (small, large):
         cache.reserve(64)
-    assert large.n_bytes / 4 < small.n_bytes < large.n_bytes / 3
+    # One tile of each layer is held twice where tokens come one by one.
+    assert large.n_bytes / 6 < small.n_bytes < large.n_bytes / 4
     with pytest.raises(UsageError, match="cache type: expected f32 or int8, found 'q4'"):
         KVCache(CONFIG, 64, "q4")
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cached_keys import key_tiles
 
 from tmac_llm.model import layer_cache
 from tmac_llm.model.layer_cache import TILE, FloatLayerCache, Int8LayerCache, quantize
@@ -36,6 +37,24 @@ def test_scores(kind, tolerance, begin, n, heads):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), KINDS)
+@pytest.mark.parametrize("before", [0, 1, 15, 16, 62, 63, 64, 100, 127, 150])
+@pytest.mark.parametrize("begin", [0, 64, 128])
+def test_scores_of_the_latest_token(kind, tolerance, begin, before):
+    """Behind `before` tokens that were written together."""
+    if begin > before:
+        pytest.skip("nothing is there")
+    cache, k, _ = filled(kind, before or 1)
+    cache.grow(3)
+    one = np.random.default_rng(4).standard_normal((1, HEADS, DIM), np.float32)
+    cache.bind_write(before, one, one)(cache)
+    q = np.random.default_rng(1).standard_normal((HEADS, ROWS, DIM), np.float32)
+    multiply, scores = cache.bind_latest_scores(q, begin, before + 1)
+    multiply(cache)
+    expected = np.einsum("hrd,nhd->hrn", q, np.concatenate([k[begin:before], one]))
+    np.testing.assert_allclose(scores, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), KINDS)
 @pytest.mark.parametrize(("begin", "n"), [(0, 1), (3, 5), (60, 100), (0, 190)])
 def test_weighted_sum(kind, tolerance, begin, n):
     cache, _, v = filled(kind, 190)
@@ -60,8 +79,9 @@ def test_one_by_one_or_together(kind):
         if t % TILE == 0:
             single.grow(t // TILE + 1)  # what is there stays
         single.bind_write(t, k[t : t + 1], v[t : t + 1])(single)
+    np.testing.assert_array_equal(key_tiles(together), key_tiles(single))
     for name, array in vars(together).items():
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray) and name not in ("keys", "latest"):
             np.testing.assert_array_equal(array, getattr(single, name), err_msg=name)
     assert together.n_bytes == single.n_bytes > 0
 
@@ -85,8 +105,8 @@ def test_zeros_stay_zeros():
 
 
 def test_int8_takes_little_more_than_a_quarter():
-    sizes = [filled(kind, 128)[0].n_bytes for kind in (FloatLayerCache, Int8LayerCache)]
-    assert sizes[1] == pytest.approx(sizes[0] * (1 / 4 + 1 / DIM))
+    floats, codes = filled(FloatLayerCache, 128)[0], filled(Int8LayerCache, 128)[0]
+    assert codes.n_bytes == pytest.approx((floats.n_bytes - floats.latest.nbytes) * (1 / 4 + 1 / DIM))
 
 
 def test_raising_in_blocks_gives_the_same(monkeypatch):

@@ -20,7 +20,6 @@ Floats = npt.NDArray[np.float32]
 _SCORES = 1 << 18
 # Queries of one portion at most: portions keep threads equally busy, and the earlier ones skip later positions.
 _QUERIES = 64
-_LINE = 16  # floats of a cache line
 _MOST_PORTIONS = 32
 
 
@@ -71,7 +70,7 @@ class Attention:
 
             return attend
         portions = _Portions(n, by_part)
-        looks = [self._bind_look(q, cache, spans[i], *portions.part(i)) for i in range(n)]
+        looks = [self._bind_look(q, cache, spans[i], *portions.part(i), i == n - 1) for i in range(n)]
 
         def attend_in_portions(cache: LayerCache) -> None:
             parallel.for_each(lambda look: look(cache), looks)
@@ -92,15 +91,17 @@ class Attention:
         highest: Floats,
         total: Floats,
         sums: Floats,
+        is_last: bool = True,
     ) -> Callable[[LayerCache], None]:
         """One portion of one token's attention: sums = sum of exp(score - highest) v, over span's positions."""
         begin, end = span
-        first, last = begin // TILE, -(-end // TILE)
-        # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
-        width = TILE if last - first > 1 else -(-(end - first * TILE) // _LINE) * _LINE
-        scores = np.empty((*q.shape[:2], (last - first) * width), np.float32)
-        seen = scores[:, :, begin - first * TILE : end - first * TILE]
-        multiply = cache.bind_scores(q, slice(None), first * TILE, scores)
+        first = begin // TILE * TILE
+        if is_last:
+            multiply, scores = cache.bind_latest_scores(q, first, end)
+        else:
+            scores = np.empty((*q.shape[:2], end - first), np.float32)
+            multiply = cache.bind_scores(q, slice(None), first, scores)
+        seen = scores[:, :, begin - first :]
         weighted_sum = cache.bind_weighted_sum(seen, slice(None), begin, sums)
 
         def look(cache: LayerCache) -> None:

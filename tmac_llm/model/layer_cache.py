@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 TILE = 64
+_LINE = 16  # elements that a product may as well read together
 # int8: code 128 is 0, codes are 1 .. 255. numpy raises uint8 to float32 at twice the speed of int8.
 _ZERO = np.array(128, np.float32)
 _HALF_UP = np.array(128.5, np.float32)
@@ -66,6 +67,14 @@ class LayerCache(Protocol):
         """
         ...
 
+    def bind_latest_scores(self, q: Floats, begin: int, end: int) -> tuple[Callable[[Self], None], Floats]:
+        """The scores of the token written last alone, at position end - 1, and the array that they come to.
+
+        q: float32 (heads, rows, head_dim). The array: (heads, rows, end - begin), of the positions from `begin`, a
+        multiple of TILE, on.
+        """
+        ...
+
     def bind_weighted_sum(self, p: Floats, heads: slice, begin: int, out: Floats) -> Callable[[Self], None]:
         """out = p v over the n positions from `begin` on; p may be overwritten.
 
@@ -75,7 +84,12 @@ class LayerCache(Protocol):
 
 
 class FloatLayerCache:
-    """float32."""
+    """float32.
+
+    One token's key would be one float in each row of a tile, a cache line each that has to come from memory. So keys
+    written one by one lie in `latest`, (kv_heads, 64, head_dim), until their tile is full: its first `filled`
+    positions are in `latest`, and in `keys` only when written together or when the tile is full.
+    """
 
     portion = 5 << 18
 
@@ -84,10 +98,12 @@ class FloatLayerCache:
         self._split = (kv_heads, head_dim // part, part)
         self.keys = np.zeros((kv_heads, 0, head_dim, TILE), np.float32)
         self.values = np.zeros((kv_heads, head_dim // part, 0, part), np.float32)
+        self.latest = np.zeros((kv_heads, TILE, head_dim), np.float32)
+        self._tile, self._filled = 0, 0  # of `latest`
 
     @property
     def n_bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return self.keys.nbytes + self.values.nbytes + self.latest.nbytes
 
     def grow(self, tiles: int) -> None:
         self.keys = _grown(self.keys, 1, tiles)
@@ -97,23 +113,29 @@ class FloatLayerCache:
         tile, at = divmod(position, TILE)
         v = v.reshape(-1, *self._split)
         if len(k) == 1:
-            return self._bind_write_one((slice(None), tile, slice(None), at), position, k[0], v[0])
+            return self._bind_write_one(tile, at, k[0], v[0])
 
         def write(cache: FloatLayerCache) -> None:
+            if cache._tile == tile and cache._filled >= at:
+                cache.keys[:, tile, :, :at] = cache.latest[:, :at].transpose(0, 2, 1)
             _write_keys(cache.keys, tile, at, k)
             _write_values(cache.values, position, v)
+            cache._filled = 0
 
         return write
 
     @staticmethod
-    def _bind_write_one(
-        key: tuple[Any, ...], position: int, k: Floats, v: Floats
-    ) -> Callable[[FloatLayerCache], None]:
-        value = (slice(None), slice(None), position)
+    def _bind_write_one(tile: int, at: int, k: Floats, v: Floats) -> Callable[[FloatLayerCache], None]:
+        key, value = (slice(None), at), (slice(None), slice(None), tile * TILE + at)
 
         def write(cache: FloatLayerCache) -> None:
-            cache.keys[key] = k
+            if at and (cache._tile != tile or cache._filled < at):  # written together, or truncated since
+                cache.latest[:, :at] = cache.keys[:, tile, :, :at].transpose(0, 2, 1)
+            cache.latest[key] = k
             cache.values[value] = v
+            cache._tile, cache._filled = tile, at + 1
+            if at == TILE - 1:
+                cache.keys[:, tile] = cache.latest.transpose(0, 2, 1)
 
         return write
 
@@ -127,6 +149,22 @@ class FloatLayerCache:
             matmul(per_tile, cache.keys[tiles], by_tile)
 
         return scores
+
+    def bind_latest_scores(
+        self, q: Floats, begin: int, end: int
+    ) -> tuple[Callable[[FloatLayerCache], None], Floats]:
+        filled = (end - 1) % TILE + 1
+        full = end - begin - filled
+        scores = np.empty((*q.shape[:2], end - begin), np.float32)
+        latest, last, matmul = (slice(None), slice(filled)), scores[:, :, full:], np.matmul
+        before = self.bind_scores(q, slice(None), begin, scores[:, :, :full]) if full else None
+
+        def multiply(cache: FloatLayerCache) -> None:
+            if before:
+                before(cache)
+            matmul(q, cache.latest[latest].transpose(0, 2, 1), last)
+
+        return multiply, scores
 
     def bind_weighted_sum(
         self, p: Floats, heads: slice, begin: int, out: Floats
@@ -196,6 +234,15 @@ class Int8LayerCache:
             np.multiply(out, cache.key_scales[scales], out)
 
         return scores
+
+    def bind_latest_scores(
+        self, q: Floats, begin: int, end: int
+    ) -> tuple[Callable[[Int8LayerCache], None], Floats]:
+        n = end - begin
+        # Of a single tile only what is filled, in whole cache lines: the rest would come from memory.
+        width = -(-n // TILE) * TILE if n > TILE else -(-n // _LINE) * _LINE
+        scores = np.empty((*q.shape[:2], width), np.float32)
+        return self.bind_scores(q, slice(None), begin, scores), scores[:, :, :n]
 
     def bind_weighted_sum(
         self, p: Floats, heads: slice, begin: int, out: Floats
