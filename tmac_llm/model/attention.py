@@ -120,28 +120,29 @@ class Attention:
         step = min(max(_SCORES // (self._group * (position + n)), 8), _QUERIES)
         blocks = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
         masks = {begin: self._mask(position, begin, end) for begin, end in blocks}
+        some = min(max(_SCORES // (self._group * step * (position + n)), 1), self._kv_heads)
 
         def portion(cache: LayerCache, item: tuple[tuple[int, int], int]) -> None:
             (begin, end), head = item
-            heads, queries = slice(head, head + 1), end - begin
+            heads, queries = slice(head, min(head + some, self._kv_heads)), end - begin
             first, length, mask = masks[begin]
-            work = self._work(1, queries * self._group, length - first * TILE)
-            by_query = (1, queries, self._group, -1)
+            work = self._work(heads.stop - head, queries * self._group, length - first * TILE)
+            by_query = (heads.stop - head, queries, self._group, -1)
             work.q.reshape(by_query)[...] = q[begin:end, heads].transpose(1, 0, 2, 3)
             cache.bind_scores(work.q, heads, first * TILE, work.scores)(cache)
             seen = work.scores
             seen.reshape(by_query)[..., -mask.shape[1] :] += mask[:, None]
             _exponentials(seen, work.highest, work.total)
             cache.bind_weighted_sum(seen, heads, first * TILE, work.sum)(cache)
-            parts = out[begin:end, heads].reshape(queries, 1, self._group, *self._parts)
+            by_part = (heads.stop - head, self._parts[0], queries, self._group, -1)
             np.divide(
-                work.sum.reshape(1, self._parts[0], queries, self._group, -1).transpose(2, 0, 3, 1, 4),
-                work.total.reshape(queries, 1, self._group, 1, 1),
-                out=parts,
+                work.sum.reshape(by_part).transpose(2, 0, 3, 1, 4),
+                work.total.reshape(by_query).transpose(1, 0, 2, 3)[..., None],
+                out=out[begin:end, heads].reshape(queries, -1, self._group, *self._parts),
             )
 
         # The longest first, so that no thread is left with one at the end.
-        items = [(block, head) for block in reversed(blocks) for head in range(self._kv_heads)]
+        items = [(block, head) for block in reversed(blocks) for head in range(0, self._kv_heads, some)]
         return lambda cache: parallel.for_each(partial(portion, cache), items)
 
     def _mask(self, position: int, begin: int, end: int) -> tuple[int, int, Floats]:
