@@ -69,13 +69,13 @@ INLINE void lookup_rows(gemm_scratch *scratch, int32_t rows, const int first, co
     }
 }
 
-static void multiply_unit(const slab_product *p, gemm_scratch *scratch, int32_t unit, int32_t token)
+static void multiply_unit(const slab_product *p, gemm_scratch *scratch, int32_t unit, const token_tile *tile)
 {
     const int32_t units = ternary_units(p->steps), rows = p->blocks * TMAC_ROWS_PER_BLOCK, at = unit % WORD_UNITS;
     const int first = at == 0, last = at == WORD_UNITS - 1 || unit == units - 1;
     for (int32_t b = 0; b < p->blocks; b++)
         split_unit(p->codes, p->blocks, p->steps, b, unit, scratch->indices + b * TMAC_ROWS_PER_BLOCK * INDICES);
-    build_tables(p->lut->tables + activation_offset(units, token, unit * UNIT_COLUMNS), scratch->tables);
+    build_tables(tile, unit * UNIT_COLUMNS, scratch->tables);
     if (first && last) lookup_rows(scratch, rows, 1, 1);
     else if (first) lookup_rows(scratch, rows, 1, 0);
     else if (last) lookup_rows(scratch, rows, 0, 1);
@@ -133,8 +133,9 @@ static void multiply_many(const slab_product *p, gemm_scratch *scratch)
 {
     const int32_t rows = p->blocks * TMAC_ROWS_PER_BLOCK;
     for (int32_t token = 0; token < p->lut->n; token += TILE_TOKENS) {
+        const token_tile tile = make_tile(p->lut, token, activation_bytes(p->shape->k));
         memset(scratch->sums, 0, (size_t)rows * TILE_TOKENS * sizeof(int32_t));
-        for (int32_t unit = 0; unit < ternary_units(p->steps); unit++) multiply_unit(p, scratch, unit, token);
+        for (int32_t unit = 0; unit < ternary_units(p->steps); unit++) multiply_unit(p, scratch, unit, &tile);
         for (int32_t row = 0; row < rows; row += 16) store_rows(p, scratch->sums, row, token);
     }
 }

@@ -19,10 +19,41 @@ enum {
 /* The last unit may reach past the last step: its codes are 0 there. */
 INLINE int32_t ternary_units(int32_t steps) { return (steps * TERNARY_GROUPS - 1) / UNIT_CODES + 1; }
 
-/* Activations of a column and up to 32 tokens, int8: [tile][column][TILE_TOKENS]. */
-INLINE int64_t activation_offset(int32_t units, int32_t token, int32_t column)
+/* Bytes from token to token of the activations in lut->tables: whole units. */
+INLINE int32_t activation_bytes(int32_t k) { return ternary_units((k - 1) / TERNARY_COLUMNS + 1) * UNIT_COLUMNS; }
+
+/* Where the tokens of a tile begin; those past the last are the last's again. */
+typedef struct {
+    const int8_t *x;
+    __m512i offsets[TILE_TOKENS / 16];
+} token_tile;
+
+INLINE token_tile make_tile(const tmac_lut *lut, int32_t token, int32_t row_bytes)
 {
-    return ((int64_t)(token / TILE_TOKENS * units * UNIT_COLUMNS) + column) * TILE_TOKENS + token % TILE_TOKENS;
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i last = _mm512_set1_epi32(lut->n - 1 - token), bytes = _mm512_set1_epi32(row_bytes);
+    token_tile tile = {.x = lut->tables + (int64_t)token * row_bytes};
+    UNROLL for (int i = 0; i < TILE_TOKENS / 16; i++)
+    {
+        const __m512i tokens = _mm512_min_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(16 * i)), last);
+        tile.offsets[i] = _mm512_mullo_epi32(tokens, bytes);
+    }
+    return tile;
+}
+
+/* columns[j]: column `column` + j of every token of a tile, int16. */
+INLINE void load_columns(const token_tile *tile, int32_t column, __m512i columns[GROUP_COLUMNS])
+{
+    __m512i bytes[TILE_TOKENS / 16]; /* of a token: the four columns in the bytes of a lane */
+    UNROLL for (int i = 0; i < TILE_TOKENS / 16; i++)
+        bytes[i] = _mm512_i32gather_epi32(tile->offsets[i], (const void *)(tile->x + column), 1);
+    UNROLL for (int j = 0; j < GROUP_COLUMNS; j++)
+    {
+        __m256i half[TILE_TOKENS / 16];
+        UNROLL for (int i = 0; i < TILE_TOKENS / 16; i++)
+            half[i] = _mm512_cvtepi32_epi16(_mm512_srai_epi32(_mm512_slli_epi32(bytes[i], 24 - 8 * j), 24));
+        columns[j] = _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
+    }
 }
 
 /* Row i of the table: sum over j of (digit j of i in base 3, less 1) * x[j]. */
@@ -43,13 +74,12 @@ INLINE void build_sums(const __m512i x[GROUP_COLUMNS], __m512i *table)
     }
 }
 
-/* The tables of a unit, [GROUPS][GROUP_SUMS][TILE_TOKENS]. x: activations of its first column. */
-INLINE void build_tables(const int8_t *x, int16_t *tables)
+/* The tables of the unit that begins with a column, [GROUPS][GROUP_SUMS][TILE_TOKENS]. */
+INLINE void build_tables(const token_tile *tile, int32_t column, int16_t *tables)
 {
-    for (int g = 0; g < GROUPS; g++, x += GROUP_COLUMNS * TILE_TOKENS, tables += GROUP_SUMS * TILE_TOKENS) {
+    for (int g = 0; g < GROUPS; g++, column += GROUP_COLUMNS, tables += GROUP_SUMS * TILE_TOKENS) {
         __m512i four[GROUP_COLUMNS];
-        UNROLL for (int j = 0; j < GROUP_COLUMNS; j++)
-            four[j] = _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)(x + j * TILE_TOKENS)));
+        load_columns(tile, column, four);
         build_sums(four, (__m512i *)tables);
     }
 }
