@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_configs import LLAMA
 
 from tmac_llm import bench, bench_kernels, bench_threads, kernels
 from tmac_llm.bench import BenchResult, BenchTest
@@ -12,18 +13,7 @@ from tmac_llm.load import load_decoder
 from tmac_llm.model.config import ModelConfig
 from tmac_llm.synthetic import SyntheticModel
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-}
+CONFIG = {**LLAMA, "max_position_embeddings": 64}
 
 
 def synthetic(**fields: object) -> SyntheticModel:

@@ -6,6 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from small_configs import BITNET as SMALL_BITNET
+from small_configs import LLAMA
+from small_configs import QWEN3 as SMALL_QWEN3
 
 from tmac_llm import profiling
 from tmac_llm.bench import BenchTest
@@ -16,25 +19,9 @@ from tmac_llm.profiling import LINEARS, PARTS, Timer, timed_decoder
 from tmac_llm.synthetic import SyntheticModel
 
 LAYERS = 3
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-}
-BITNET = {
-    **CONFIG,
-    "model_type": "bitnet",
-    "hidden_act": "relu2",
-    "quantization_config": {"quant_method": "bitnet"},
-}
-QWEN3 = {**CONFIG, "model_type": "qwen3", "head_dim": 32}
+CONFIG, BITNET, QWEN3 = (
+    {**config, "num_hidden_layers": LAYERS} for config in (LLAMA, SMALL_BITNET, SMALL_QWEN3)
+)
 
 
 def synthetic(config: dict[str, object] = CONFIG) -> SyntheticModel:

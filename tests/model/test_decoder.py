@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from small_configs import BITNET, LLAMA, QWEN3
 
 from tmac_llm.errors import KernelError
 from tmac_llm.load import load_decoder
@@ -16,28 +17,10 @@ from tmac_llm.model.decoder import Decoder
 from tmac_llm.model.kv_cache import CacheType, KVCache
 from tmac_llm.synthetic import SyntheticModel
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-}
-BITNET = {
-    **LLAMA,
-    "model_type": "bitnet",
-    "hidden_act": "relu2",
-    "quantization_config": {"quant_method": "bitnet"},
-}
 CONFIGS = [
     LLAMA,
     BITNET,
-    {**LLAMA, "model_type": "qwen3", "head_dim": 32},
+    QWEN3,
     {**LLAMA, "model_type": "mistral", "sliding_window": 70},
 ]
 
