@@ -87,7 +87,8 @@ typedef struct {
     /* Ternary matrices. Codes of n_blocks row blocks, as they lie in the file, into one slab of memory. */
     tmac_ternary_order ternary;
     void (*ternary_reorder)(const tmac_shape *shape, const uint8_t *blocks, int32_t n_blocks, uint8_t *slab);
-    /* Tables of token t for steps [step_begin, step_end); columns >= k count as 0. */
+    /* Tables of token t for steps [step_begin, step_end), or the activations that a kernel makes its own from; columns
+     * >= k count as 0. */
     void (*ternary_build)(const int8_t *q, int32_t k, int32_t t, int32_t step_begin, int32_t step_end,
                           const tmac_lut *lut);
     /* One token, the slab of row blocks [block_begin, block_end), at most TERNARY_SLAB_BLOCKS. slab: its first byte.

@@ -307,7 +307,7 @@ def _raised(codes: Bytes) -> Floats:
     if buffer is None or buffer.size < codes.size:
         buffer = _local.buffer = np.empty(codes.size, np.float32)
     raised = buffer[: codes.size].reshape(codes.shape)
-    raised[...] = codes  # np.copyto would keep the interpreter lock
+    np.copyto(raised, codes)
     return raised
 
 
